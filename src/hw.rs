@@ -1,0 +1,11 @@
+//! The machine: DMA memory, device registers, event descriptors and the few system calls that the
+//! standard library does not have. Together with the io_uring code in `reactor::ring` this is the
+//! only place with `unsafe`.
+//!
+//! Invariant: nothing here knows what an NVMe command or a volume is. What leaves this module is
+//! safe to use in any order; where a rule is the device's (who owns a buffer now), it is a type.
+
+pub mod dma;
+pub mod event;
+pub mod file;
+pub mod transport;

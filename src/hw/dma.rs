@@ -1,0 +1,785 @@
+//! DMA memory: one arena that a device can reach, and buffers whose owner is in their type.
+//!
+//! * [`DmaBuffer`] belongs to the CPU: it derefs to bytes.
+//! * [`DeviceBuffer`] belongs to the device: it has an address and a length, and no bytes. It is
+//!   made by giving a `DmaBuffer` away and turns back by `reclaim`, which only the code that saw
+//!   the device finish may call. Dropping one leaks its memory on purpose (*quarantine*): memory
+//!   that a device may still write must never be handed out again.
+//! * [`SharedMemory`] belongs to both at once (queues): it is only read and written through
+//!   atomic or volatile accesses.
+//!
+//! The arena is one `MAP_SHARED` memfd, in huge pages if the system has them to spare, populated
+//! at creation and mapped at one linear range of device addresses, so that translation is an
+//! addition. Allocation is a buddy system over 4 KiB pages with fixed bookkeeping: it never
+//! allocates from the heap after set-up, and it answers `None` when full instead of growing.
+
+#![expect(
+    unsafe_code,
+    reason = "maps the arena and gives out disjoint slices of it"
+)]
+
+use std::fmt;
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::units::{ByteCount, Iova};
+
+/// The arena's page: the smallest allocation and the alignment of each.
+pub const PAGE: usize = 4096;
+/// Largest single buffer: 2^10 pages, 4 MiB.
+pub const MAX_BUFFER: usize = PAGE << MAX_ORDER;
+const MAX_ORDER: usize = 10;
+const HUGE_PAGE: usize = 2 << 20;
+/// First device address of every arena: above the 32-bit MSI window that IOMMUs reserve.
+const IOVA_BASE: u64 = 4 << 30;
+
+/// A pool of memory that devices can reach. Cheap to clone; the memory lives until the last
+/// clone and the last buffer are gone.
+#[derive(Clone)]
+pub struct DmaArena(Arc<Arena>);
+
+struct Arena {
+    base: NonNull<u8>,
+    length: usize,
+    memory: OwnedFd,
+    huge_pages: bool,
+    buddy: Mutex<Buddy>,
+    /// For the first page of each allocation: how many buffers share it (see `split_off`).
+    references: Box<[AtomicU32]>,
+    quarantined: AtomicUsize,
+}
+
+// SAFETY: `base` is a mapping that lives as long as `Arena`; all access to it goes through
+// buffers that own disjoint ranges, or through atomics and volatile copies.
+unsafe impl Send for Arena {}
+// SAFETY: as above; the bookkeeping is behind a mutex or atomic.
+unsafe impl Sync for Arena {}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `DmaArena::new` with this length; no buffer is left,
+        // since each holds a reference to the arena.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
+    }
+}
+
+impl DmaArena {
+    /// Creates an arena of `size` bytes (rounded up to whole pages), populated and not inherited
+    /// by child processes. Huge pages are used if `huge_pages` is true and enough are free.
+    ///
+    /// # Errors
+    /// The system's, if it cannot give the memory.
+    pub fn new(size: ByteCount, huge_pages: bool) -> io::Result<Self> {
+        let wanted = usize::try_from(size.get())
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?
+            .max(PAGE << MAX_ORDER);
+        let length = wanted
+            .next_multiple_of(HUGE_PAGE)
+            .next_multiple_of(PAGE << MAX_ORDER);
+        if huge_pages && let Ok(arena) = Self::map(length, true) {
+            return Ok(arena);
+        }
+        Self::map(length, false)
+    }
+
+    fn map(length: usize, huge_pages: bool) -> io::Result<Self> {
+        let flags = libc::MFD_CLOEXEC | if huge_pages { libc::MFD_HUGETLB } else { 0 };
+        // SAFETY: a constant C string and plain flags.
+        let fd = unsafe { libc::memfd_create(c"lvolfs-dma".as_ptr(), flags) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` was just opened and is owned by nobody else.
+        let memory = unsafe { OwnedFd::from_raw_fd(fd) };
+        let size = i64::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: an owned descriptor and a length.
+        if unsafe { libc::ftruncate(fd, size) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // Huge pages are reserved at mmap time, so that a shortage is an error here and not a
+        // SIGBUS later. Small pages are touched on first use: an idle daemon stays small.
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new shared mapping of an owned descriptor at an address the kernel chooses.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                protection,
+                libc::MAP_SHARED,
+                fd,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
+            // SAFETY: the mapping made above. Failure only costs the hint.
+            unsafe { libc::madvise(base, length, advice) };
+        }
+        let pages = length / PAGE;
+        Ok(Self(Arc::new(Arena {
+            base: NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
+            length,
+            memory,
+            huge_pages,
+            buddy: Mutex::new(Buddy::new(pages)),
+            references: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            quarantined: AtomicUsize::new(0),
+        })))
+    }
+
+    /// A buffer of `length` bytes at a page boundary, or `None` if the arena is full or `length`
+    /// is 0 or above [`MAX_BUFFER`]. The contents are whatever was there before.
+    #[must_use]
+    pub fn allocate(&self, length: usize) -> Option<DmaBuffer> {
+        if length == 0 || length > MAX_BUFFER {
+            return None;
+        }
+        let order = length.div_ceil(PAGE).next_power_of_two().trailing_zeros() as usize;
+        let head = self.0.lock().allocate(order)?;
+        self.0.references[head as usize].store(1, Ordering::Relaxed);
+        let offset = head as usize * PAGE;
+        Some(DmaBuffer(Range {
+            arena: self.clone(),
+            head,
+            offset,
+            length,
+        }))
+    }
+
+    /// As [`DmaArena::allocate`], filled with zeros.
+    #[must_use]
+    pub fn allocate_zeroed(&self, length: usize) -> Option<DmaBuffer> {
+        let mut buffer = self.allocate(length)?;
+        buffer.fill(0);
+        Some(buffer)
+    }
+
+    /// Zeroed memory for a queue, which CPU and device use at the same time.
+    #[must_use]
+    pub fn allocate_shared(&self, length: usize) -> Option<SharedMemory> {
+        let buffer = self.allocate_zeroed(length)?;
+        Some(SharedMemory(buffer))
+    }
+
+    /// The whole arena as the device sees it.
+    #[must_use]
+    pub fn window(&self) -> DmaWindow {
+        DmaWindow(self.clone())
+    }
+
+    /// First device address of the arena.
+    #[must_use]
+    pub fn iova(&self) -> Iova {
+        Iova(IOVA_BASE)
+    }
+
+    /// Size of the arena.
+    #[must_use]
+    pub fn size(&self) -> ByteCount {
+        ByteCount(self.0.length as u64)
+    }
+
+    /// Address of the mapping in this process, for the call that maps it for a device.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.0.base.as_ptr() as u64
+    }
+
+    /// Bytes not allocated now.
+    #[must_use]
+    pub fn free(&self) -> ByteCount {
+        ByteCount(self.0.lock().free_pages as u64 * PAGE as u64)
+    }
+
+    /// Bytes lost to devices that never gave them back.
+    #[must_use]
+    pub fn quarantined(&self) -> ByteCount {
+        ByteCount(self.0.quarantined.load(Ordering::Relaxed) as u64)
+    }
+
+    /// Whether the arena lies in huge pages.
+    #[must_use]
+    pub fn in_huge_pages(&self) -> bool {
+        self.0.huge_pages
+    }
+}
+
+impl AsFd for DmaArena {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.memory.as_fd()
+    }
+}
+
+impl fmt::Debug for DmaArena {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DmaArena")
+            .field("size", &self.size())
+            .field("huge_pages", &self.0.huge_pages)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Arena {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Buddy> {
+        // The bookkeeping is consistent between any two statements that can panic.
+        self.buddy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One buffer less shares the allocation at `head`; the last one frees it.
+    fn release(&self, head: u32) {
+        if self.references[head as usize].fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.lock().release(head);
+        }
+    }
+}
+
+/// Part of an allocation: what both buffer types are made of.
+struct Range {
+    arena: DmaArena,
+    /// First page of the allocation this lies in.
+    head: u32,
+    /// Byte offset in the arena.
+    offset: usize,
+    length: usize,
+}
+
+impl Range {
+    fn iova(&self) -> Iova {
+        Iova(IOVA_BASE + self.offset as u64)
+    }
+
+    fn pointer(&self) -> *mut u8 {
+        // SAFETY: `offset + length` lies within the mapping by construction.
+        unsafe { self.arena.0.base.as_ptr().add(self.offset) }
+    }
+}
+
+/// Memory that belongs to the CPU: bytes to read and write, to be moved into an operation and
+/// returned by it. Freed when dropped.
+pub struct DmaBuffer(Range);
+
+impl DmaBuffer {
+    /// Where the device would see the first byte.
+    #[must_use]
+    pub fn iova(&self) -> Iova {
+        self.0.iova()
+    }
+
+    /// Cuts the buffer in two at `at`; `self` keeps the first part. Both are parts of one
+    /// allocation, which is freed when the last of its parts is dropped.
+    ///
+    /// # Panics
+    /// If `at` is past the end: the caller's mistake, never an outsider's.
+    #[must_use]
+    pub fn split_off(&mut self, at: usize) -> Self {
+        assert!(
+            at <= self.0.length,
+            "split at {at} of a buffer of {} bytes",
+            self.0.length
+        );
+        let arena = self.0.arena.clone();
+        arena.0.references[self.0.head as usize].fetch_add(1, Ordering::Relaxed);
+        let tail = Range {
+            head: self.0.head,
+            offset: self.0.offset + at,
+            length: self.0.length - at,
+            arena,
+        };
+        self.0.length = at;
+        Self(tail)
+    }
+
+    /// Joins what [`DmaBuffer::split_off`] cut.
+    ///
+    /// # Errors
+    /// `tail` itself, if it does not follow `self` in the same allocation.
+    pub fn join(&mut self, tail: Self) -> Result<(), Self> {
+        let follows = self.0.head == tail.0.head
+            && self.0.offset + self.0.length == tail.0.offset
+            && Arc::ptr_eq(&self.0.arena.0, &tail.0.arena.0);
+        if !follows {
+            return Err(tail);
+        }
+        self.0.length += tail.0.length;
+        Ok(())
+    }
+
+    /// Gives the memory to the device.
+    #[must_use]
+    pub fn into_device(self) -> DeviceBuffer {
+        let this = std::mem::ManuallyDrop::new(self);
+        DeviceBuffer(Some(Range {
+            // SAFETY: `this` is never dropped, so its reference to the arena moves on.
+            arena: unsafe { std::ptr::read(&raw const this.0.arena) },
+            head: this.0.head,
+            offset: this.0.offset,
+            length: this.0.length,
+        }))
+    }
+}
+
+impl Deref for DmaBuffer {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: this buffer alone owns the range (allocations are disjoint, parts of one
+        // allocation are disjoint), and no device does: only `DeviceBuffer` is given to devices.
+        unsafe { std::slice::from_raw_parts(self.0.pointer(), self.0.length) }
+    }
+}
+
+impl DerefMut for DmaBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `deref`; `&mut self` makes this the only slice.
+        unsafe { std::slice::from_raw_parts_mut(self.0.pointer(), self.0.length) }
+    }
+}
+
+impl Drop for DmaBuffer {
+    fn drop(&mut self) {
+        self.0.arena.0.release(self.0.head);
+    }
+}
+
+impl fmt::Debug for DmaBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaBuffer({:#x}+{})", self.0.iova().get(), self.0.length)
+    }
+}
+
+/// Memory that belongs to the device, which may write it at any moment. No bytes can be seen.
+/// Dropping it puts its memory in quarantine for the life of the process.
+pub struct DeviceBuffer(Option<Range>);
+
+impl DeviceBuffer {
+    /// Where the device sees the first byte.
+    #[must_use]
+    pub fn iova(&self) -> Iova {
+        self.0.as_ref().map_or(Iova(0), Range::iova)
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |range| range.length)
+    }
+
+    /// Whether the length is 0.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where the CPU would see the first byte: for system calls that play the device's part.
+    pub(crate) fn pointer(&self) -> *mut u8 {
+        self.0.as_ref().map_or(std::ptr::null_mut(), Range::pointer)
+    }
+
+    /// Takes the memory back. Only code that has seen the device finish with it may call this:
+    /// a completion of the command, the queue's deletion, or a reset that the device confirmed.
+    pub(crate) fn reclaim(mut self) -> DmaBuffer {
+        match self.0.take() {
+            Some(range) => DmaBuffer(range),
+            // `0` is `None` only inside this function and `drop`, both of which end the value.
+            None => unreachable!("a device buffer is reclaimed once"),
+        }
+    }
+}
+
+impl Drop for DeviceBuffer {
+    fn drop(&mut self) {
+        if let Some(range) = &self.0 {
+            // The allocation keeps its reference count for ever: quarantined.
+            range
+                .arena
+                .0
+                .quarantined
+                .fetch_add(range.length, Ordering::Relaxed);
+        }
+    }
+}
+
+impl fmt::Debug for DeviceBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceBuffer({:#x}+{})", self.iova().get(), self.len())
+    }
+}
+
+/// Memory that CPU and device use at the same time: a submission or completion queue, a PRP
+/// list. Offsets are bytes; an access outside is the caller's mistake and panics.
+pub struct SharedMemory(DmaBuffer);
+
+impl SharedMemory {
+    /// Where the device sees the first byte.
+    #[must_use]
+    pub fn iova(&self) -> Iova {
+        self.0.iova()
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.0.length
+    }
+
+    /// Whether the length is 0.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        assert!(
+            offset.is_multiple_of(8) && offset + 8 <= self.len(),
+            "word at {offset}"
+        );
+        // SAFETY: in bounds and aligned (asserted; the base is page-aligned); the memory is only
+        // accessed through atomics and the arena outlives `self`.
+        unsafe { &*self.0.0.pointer().add(offset).cast::<AtomicU64>() }
+    }
+
+    /// Loads eight bytes; what the device wrote before them is visible after it (acquire).
+    #[inline]
+    #[must_use]
+    pub fn load_acquire(&self, offset: usize) -> u64 {
+        u64::from_le(self.word(offset).load(Ordering::Acquire))
+    }
+
+    /// Stores eight bytes with no ordering of its own; a doorbell's release orders it.
+    #[inline]
+    pub fn store(&self, offset: usize, value: u64) {
+        self.word(offset).store(value.to_le(), Ordering::Relaxed);
+    }
+
+    /// Stores a whole 64-byte submission queue entry, with no ordering of its own.
+    #[inline]
+    pub fn store_entry(&self, index: usize, entry: &[u8; 64]) {
+        let start = index * 64;
+        assert!(
+            start + 64 <= self.len(),
+            "entry {index} is outside the queue"
+        );
+        for (step, bytes) in entry.as_chunks::<8>().0.iter().enumerate() {
+            self.word(start + step * 8)
+                .store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+        }
+    }
+
+    /// Sets everything to zero.
+    pub fn clear(&self) {
+        for offset in (0..self.len() / 8).map(|word| word * 8) {
+            self.word(offset).store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+impl fmt::Debug for SharedMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SharedMemory({:#x}+{})", self.iova().get(), self.len())
+    }
+}
+
+/// The arena seen from the device's side: what an emulated controller may touch. Every access
+/// names a device address and is refused if any byte of it lies outside the arena.
+#[derive(Clone, Debug)]
+pub struct DmaWindow(DmaArena);
+
+/// A device address outside the memory that was mapped for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("device address {:#x}+{length} is outside the mapped DMA window", .iova.get())]
+pub struct OutsideWindow {
+    /// First byte of the access.
+    pub iova: Iova,
+    /// Its length.
+    pub length: usize,
+}
+
+impl DmaWindow {
+    fn pointer(&self, iova: Iova, length: usize) -> Result<*mut u8, OutsideWindow> {
+        let arena = &self.0.0;
+        let offset = iova
+            .get()
+            .checked_sub(IOVA_BASE)
+            .and_then(|o| usize::try_from(o).ok());
+        match offset {
+            Some(offset)
+                if offset
+                    .checked_add(length)
+                    .is_some_and(|end| end <= arena.length) =>
+            {
+                // SAFETY: in bounds of the mapping, as just checked.
+                Ok(unsafe { arena.base.as_ptr().add(offset) })
+            }
+            _ => Err(OutsideWindow { iova, length }),
+        }
+    }
+
+    /// Copies from memory, as a device's DMA read does.
+    ///
+    /// # Errors
+    /// [`OutsideWindow`].
+    pub fn read(&self, iova: Iova, into: &mut [u8]) -> Result<(), OutsideWindow> {
+        let from = self.pointer(iova, into.len())?;
+        // SAFETY: in bounds; `into` is ordinary memory and cannot overlap the arena unless the
+        // host broke the protocol by lending CPU-owned arena memory to itself as a device.
+        unsafe { std::ptr::copy(from, into.as_mut_ptr(), into.len()) };
+        Ok(())
+    }
+
+    /// Copies into memory, as a device's DMA write does.
+    ///
+    /// # Errors
+    /// [`OutsideWindow`].
+    pub fn write(&self, iova: Iova, from: &[u8]) -> Result<(), OutsideWindow> {
+        let into = self.pointer(iova, from.len())?;
+        // SAFETY: in bounds; see `read`.
+        unsafe { std::ptr::copy(from.as_ptr(), into, from.len()) };
+        Ok(())
+    }
+
+    /// Stores eight aligned bytes after everything written before (release): how a completion
+    /// queue entry's half with the phase bit becomes visible last.
+    ///
+    /// # Errors
+    /// [`OutsideWindow`], also for an address that is not a multiple of eight.
+    pub fn store_release(&self, iova: Iova, value: u64) -> Result<(), OutsideWindow> {
+        let pointer = self.pointer(iova, 8)?;
+        if !iova.get().is_multiple_of(8) {
+            return Err(OutsideWindow { iova, length: 8 });
+        }
+        // SAFETY: in bounds and aligned; the other side uses atomics for queue memory.
+        unsafe { &*pointer.cast::<AtomicU64>() }.store(value.to_le(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Reads from a file straight into memory. Returns the bytes read.
+    ///
+    /// # Errors
+    /// The system's; `InvalidInput` for an address outside.
+    pub fn read_file(
+        &self,
+        file: BorrowedFd<'_>,
+        position: u64,
+        iova: Iova,
+        length: usize,
+    ) -> io::Result<usize> {
+        let into = self.pointer(iova, length).map_err(invalid)?;
+        let position = i64::try_from(position).map_err(invalid)?;
+        // SAFETY: in bounds of the mapping, which outlives the call.
+        let read = unsafe { libc::pread(file.as_raw_fd(), into.cast(), length, position) };
+        usize::try_from(read).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Writes from memory straight to a file. Returns the bytes written.
+    ///
+    /// # Errors
+    /// The system's; `InvalidInput` for an address outside.
+    pub fn write_file(
+        &self,
+        file: BorrowedFd<'_>,
+        position: u64,
+        iova: Iova,
+        length: usize,
+    ) -> io::Result<usize> {
+        let from = self.pointer(iova, length).map_err(invalid)?;
+        let position = i64::try_from(position).map_err(invalid)?;
+        // SAFETY: in bounds of the mapping, which outlives the call.
+        let written = unsafe { libc::pwrite(file.as_raw_fd(), from.cast(), length, position) };
+        usize::try_from(written).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+fn invalid(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, error)
+}
+
+/// A buddy system over pages: one bitmap of free blocks for each order.
+struct Buddy {
+    free: [Vec<u64>; MAX_ORDER + 1],
+    hint: [usize; MAX_ORDER + 1],
+    /// Order of the allocation that starts at each page.
+    order: Vec<u8>,
+    free_pages: usize,
+}
+
+impl Buddy {
+    fn new(pages: usize) -> Self {
+        let mut buddy = Self {
+            free: std::array::from_fn(|order| vec![0; (pages >> order).div_ceil(64)]),
+            hint: [0; MAX_ORDER + 1],
+            order: vec![0; pages],
+            free_pages: pages,
+        };
+        for block in 0..pages >> MAX_ORDER {
+            buddy.free[MAX_ORDER][block / 64] |= 1 << (block % 64);
+        }
+        buddy
+    }
+
+    fn take_any(&mut self, order: usize) -> Option<usize> {
+        let words = self.free[order].len();
+        let start = self.hint[order];
+        let word = (start..words)
+            .chain(0..start)
+            .find(|&word| self.free[order][word] != 0)?;
+        self.hint[order] = word;
+        let bit = self.free[order][word].trailing_zeros() as usize;
+        self.free[order][word] &= !(1 << bit);
+        Some(word * 64 + bit)
+    }
+
+    fn allocate(&mut self, order: usize) -> Option<u32> {
+        let (mut block, mut have) =
+            (order..=MAX_ORDER).find_map(|have| Some((self.take_any(have)?, have)))?;
+        while have > order {
+            have -= 1;
+            block *= 2;
+            let upper = block + 1;
+            self.free[have][upper / 64] |= 1 << (upper % 64);
+        }
+        let page = block << order;
+        self.order[page] = order as u8;
+        self.free_pages -= 1 << order;
+        u32::try_from(page).ok()
+    }
+
+    fn release(&mut self, page: u32) {
+        let page = page as usize;
+        let mut order = self.order[page] as usize;
+        self.free_pages += 1 << order;
+        let mut block = page >> order;
+        while order < MAX_ORDER {
+            let buddy = block ^ 1;
+            let (word, bit) = (buddy / 64, 1_u64 << (buddy % 64));
+            match self.free[order].get_mut(word) {
+                Some(bits) if *bits & bit != 0 => *bits &= !bit,
+                _ => break,
+            }
+            block /= 2;
+            order += 1;
+        }
+        self.free[order][block / 64] |= 1 << (block % 64);
+        self.hint[order] = self.hint[order].min(block / 64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arena(mib: u64) -> DmaArena {
+        DmaArena::new(ByteCount(mib << 20), false).unwrap()
+    }
+
+    #[test]
+    fn buffers_are_disjoint_and_come_back() {
+        let arena = arena(4);
+        let whole = arena.free();
+        let mut held = Vec::new();
+        let mut seed = 1_u64;
+        while let Some(mut buffer) = {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            arena.allocate((seed >> 33) as usize % 20_000 + 1)
+        } {
+            buffer.fill(held.len() as u8);
+            assert!(buffer.iova().get().is_multiple_of(PAGE as u64));
+            held.push(buffer);
+        }
+        assert!(held.len() > 10);
+        for (index, buffer) in held.iter().enumerate() {
+            assert!(
+                buffer.iter().all(|&byte| byte == index as u8),
+                "buffer {index} was shared"
+            );
+        }
+        drop(held);
+        assert_eq!(arena.free(), whole);
+        assert!(
+            arena.allocate(MAX_BUFFER).is_some(),
+            "freed blocks must merge again"
+        );
+    }
+
+    #[test]
+    fn limits_are_answers_not_panics() {
+        let arena = arena(4);
+        assert!(arena.allocate(0).is_none());
+        assert!(arena.allocate(MAX_BUFFER + 1).is_none());
+    }
+
+    #[test]
+    fn a_buffer_splits_and_joins() {
+        let arena = arena(4);
+        let whole = arena.free();
+        let mut head = arena.allocate_zeroed(8192).unwrap();
+        let mut tail = head.split_off(4096);
+        tail[0] = 7;
+        assert_eq!(tail.iova().get(), head.iova().get() + 4096);
+        let stranger = arena.allocate(4096).unwrap();
+        let stranger = head.join(stranger).unwrap_err();
+        drop(stranger);
+        head.join(tail).unwrap();
+        assert_eq!((head.len(), head[4096]), (8192, 7));
+        let tail = head.split_off(100);
+        drop(head);
+        assert!(arena.free() < whole, "a part keeps its allocation");
+        drop(tail);
+        assert_eq!(arena.free(), whole);
+    }
+
+    #[test]
+    fn what_a_device_keeps_is_never_reused() {
+        let arena = arena(4);
+        let before = arena.free();
+        let lent = arena.allocate(4096).unwrap().into_device();
+        let back = lent.reclaim();
+        drop(back);
+        assert_eq!(arena.free(), before);
+        drop(arena.allocate(4096).unwrap().into_device());
+        assert_eq!(arena.free().get(), before.get() - 4096);
+        assert_eq!(arena.quarantined(), ByteCount(4096));
+    }
+
+    #[test]
+    fn the_window_refuses_addresses_outside() {
+        let arena = arena(4);
+        let window = arena.window();
+        let end = Iova(arena.iova().get() + arena.size().get());
+        let mut byte = [0; 1];
+        assert!(window.read(arena.iova(), &mut byte).is_ok());
+        assert!(window.read(end, &mut byte).is_err());
+        assert!(window.read(Iova(0), &mut byte).is_err());
+        assert!(window.read(Iova(u64::MAX), &mut byte).is_err());
+        assert!(window.write(Iova(end.get() - 1), &[1, 2]).is_err());
+        assert!(
+            window
+                .store_release(Iova(arena.iova().get() + 4), 1)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn shared_memory_is_what_the_device_wrote() {
+        let arena = arena(4);
+        let queue = arena.allocate_shared(4096).unwrap();
+        let window = arena.window();
+        window
+            .store_release(Iova(queue.iova().get() + 8), 0x0102_0304)
+            .unwrap();
+        assert_eq!(queue.load_acquire(8), 0x0102_0304);
+        let entry: [u8; 64] = std::array::from_fn(|i| i as u8);
+        queue.store_entry(1, &entry);
+        let mut seen = [0; 64];
+        window
+            .read(Iova(queue.iova().get() + 64), &mut seen)
+            .unwrap();
+        assert_eq!(seen, entry);
+        queue.clear();
+        assert_eq!(queue.load_acquire(8), 0);
+    }
+}

@@ -1,0 +1,1 @@
+//! The lvolstore: SPDK's on-disk format with ordered, flushed commits.

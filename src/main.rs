@@ -1,0 +1,2 @@
+//! The `lvolfs` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The NVMe driver core: passive, without threads, clocks or unsafe code.

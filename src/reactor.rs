@@ -1,0 +1,1 @@
+//! The reactor: one thread, one io_uring, local tasks, an inbox, timers.

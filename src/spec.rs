@@ -1,0 +1,1 @@
+//! NVMe's vocabulary: registers, commands, completions, identify structures, log pages, status.

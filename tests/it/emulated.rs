@@ -1,0 +1,1 @@
+//! The emulated controller by itself.

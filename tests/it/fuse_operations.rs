@@ -1,0 +1,1 @@
+//! FUSE operations without a kernel.

@@ -1,0 +1,1 @@
+//! The on-disk format against images that SPDK wrote.

@@ -1,0 +1,1 @@
+//! The lvolstore: operations, and power cuts in the middle of them.

@@ -1,0 +1,1 @@
+//! What lints cannot enforce: import arrows, where unsafe may be, sizes, paths in documents.

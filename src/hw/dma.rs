@@ -376,13 +376,15 @@ impl DeviceBuffer {
     }
 
     /// Where the CPU would see the first byte: for system calls that play the device's part.
-    pub(crate) fn pointer(&self) -> *mut u8 {
+    #[must_use]
+    pub fn pointer(&self) -> *mut u8 {
         self.0.as_ref().map_or(std::ptr::null_mut(), Range::pointer)
     }
 
     /// Takes the memory back. Only code that has seen the device finish with it may call this:
     /// a completion of the command, the queue's deletion, or a reset that the device confirmed.
-    pub(crate) fn reclaim(mut self) -> DmaBuffer {
+    #[must_use]
+    pub fn reclaim(mut self) -> DmaBuffer {
         match self.0.take() {
             Some(range) => DmaBuffer(range),
             // `0` is `None` only inside this function and `drop`, both of which end the value.

@@ -108,9 +108,8 @@ impl ByteCount {
         let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         let (number, unit) = text.split_at(digits);
         let allowed = "a whole number followed by B, KiB, MiB, GiB or TiB, such as \"256MiB\"";
-        let number: u64 = number
-            .parse()
-            .map_err(|_| format!("{text:?} is not a size; write {allowed}"))?;
+        let number: u64 =
+            number.parse().map_err(|_| format!("{text:?} is not a size; write {allowed}"))?;
         let shift = match unit.trim() {
             "" | "B" => 0,
             "KiB" => 10,

@@ -13,10 +13,7 @@
 //! addition. Allocation is a buddy system over 4 KiB pages with fixed bookkeeping: it never
 //! allocates from the heap after set-up, and it answers `None` when full instead of growing.
 
-#![expect(
-    unsafe_code,
-    reason = "maps the arena and gives out disjoint slices of it"
-)]
+#![expect(unsafe_code, reason = "maps the arena and gives out disjoint slices of it")]
 
 use std::fmt;
 use std::io;
@@ -77,9 +74,7 @@ impl DmaArena {
         let wanted = usize::try_from(size.get())
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?
             .max(PAGE << MAX_ORDER);
-        let length = wanted
-            .next_multiple_of(HUGE_PAGE)
-            .next_multiple_of(PAGE << MAX_ORDER);
+        let length = wanted.next_multiple_of(HUGE_PAGE).next_multiple_of(PAGE << MAX_ORDER);
         if huge_pages && let Ok(arena) = Self::map(length, true) {
             return Ok(arena);
         }
@@ -105,14 +100,7 @@ impl DmaArena {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new shared mapping of an owned descriptor at an address the kernel chooses.
         let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                protection,
-                libc::MAP_SHARED,
-                fd,
-                0,
-            )
+            libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, fd, 0)
         };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -144,12 +132,7 @@ impl DmaArena {
         let head = self.0.lock().allocate(order)?;
         self.0.references[head as usize].store(1, Ordering::Relaxed);
         let offset = head as usize * PAGE;
-        Some(DmaBuffer(Range {
-            arena: self.clone(),
-            head,
-            offset,
-            length,
-        }))
+        Some(DmaBuffer(Range { arena: self.clone(), head, offset, length }))
     }
 
     /// As [`DmaArena::allocate`], filled with zeros.
@@ -278,11 +261,7 @@ impl DmaBuffer {
     /// If `at` is past the end: the caller's mistake, never an outsider's.
     #[must_use]
     pub fn split_off(&mut self, at: usize) -> Self {
-        assert!(
-            at <= self.0.length,
-            "split at {at} of a buffer of {} bytes",
-            self.0.length
-        );
+        assert!(at <= self.0.length, "split at {at} of a buffer of {} bytes", self.0.length);
         let arena = self.0.arena.clone();
         arena.0.references[self.0.head as usize].fetch_add(1, Ordering::Relaxed);
         let tail = Range {
@@ -397,11 +376,7 @@ impl Drop for DeviceBuffer {
     fn drop(&mut self) {
         if let Some(range) = &self.0 {
             // The allocation keeps its reference count for ever: quarantined.
-            range
-                .arena
-                .0
-                .quarantined
-                .fetch_add(range.length, Ordering::Relaxed);
+            range.arena.0.quarantined.fetch_add(range.length, Ordering::Relaxed);
         }
     }
 }
@@ -436,10 +411,7 @@ impl SharedMemory {
     }
 
     fn word(&self, offset: usize) -> &AtomicU64 {
-        assert!(
-            offset.is_multiple_of(8) && offset + 8 <= self.len(),
-            "word at {offset}"
-        );
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.len(), "word at {offset}");
         // SAFETY: in bounds and aligned (asserted; the base is page-aligned); the memory is only
         // accessed through atomics and the arena outlives `self`.
         unsafe { &*self.0.0.pointer().add(offset).cast::<AtomicU64>() }
@@ -462,13 +434,9 @@ impl SharedMemory {
     #[inline]
     pub fn store_entry(&self, index: usize, entry: &[u8; 64]) {
         let start = index * 64;
-        assert!(
-            start + 64 <= self.len(),
-            "entry {index} is outside the queue"
-        );
+        assert!(start + 64 <= self.len(), "entry {index} is outside the queue");
         for (step, bytes) in entry.as_chunks::<8>().0.iter().enumerate() {
-            self.word(start + step * 8)
-                .store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+            self.word(start + step * 8).store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
         }
     }
 
@@ -504,16 +472,9 @@ pub struct OutsideWindow {
 impl DmaWindow {
     fn pointer(&self, iova: Iova, length: usize) -> Result<*mut u8, OutsideWindow> {
         let arena = &self.0.0;
-        let offset = iova
-            .get()
-            .checked_sub(IOVA_BASE)
-            .and_then(|o| usize::try_from(o).ok());
+        let offset = iova.get().checked_sub(IOVA_BASE).and_then(|o| usize::try_from(o).ok());
         match offset {
-            Some(offset)
-                if offset
-                    .checked_add(length)
-                    .is_some_and(|end| end <= arena.length) =>
-            {
+            Some(offset) if offset.checked_add(length).is_some_and(|end| end <= arena.length) => {
                 // SAFETY: in bounds of the mapping, as just checked.
                 Ok(unsafe { arena.base.as_ptr().add(offset) })
             }
@@ -626,9 +587,7 @@ impl Buddy {
     fn take_any(&mut self, order: usize) -> Option<usize> {
         let words = self.free[order].len();
         let start = self.hint[order];
-        let word = (start..words)
-            .chain(0..start)
-            .find(|&word| self.free[order][word] != 0)?;
+        let word = (start..words).chain(0..start).find(|&word| self.free[order][word] != 0)?;
         self.hint[order] = word;
         let bit = self.free[order][word].trailing_zeros() as usize;
         self.free[order][word] &= !(1 << bit);
@@ -694,17 +653,11 @@ mod tests {
         }
         assert!(held.len() > 10);
         for (index, buffer) in held.iter().enumerate() {
-            assert!(
-                buffer.iter().all(|&byte| byte == index as u8),
-                "buffer {index} was shared"
-            );
+            assert!(buffer.iter().all(|&byte| byte == index as u8), "buffer {index} was shared");
         }
         drop(held);
         assert_eq!(arena.free(), whole);
-        assert!(
-            arena.allocate(MAX_BUFFER).is_some(),
-            "freed blocks must merge again"
-        );
+        assert!(arena.allocate(MAX_BUFFER).is_some(), "freed blocks must merge again");
     }
 
     #[test]
@@ -758,11 +711,7 @@ mod tests {
         assert!(window.read(Iova(0), &mut byte).is_err());
         assert!(window.read(Iova(u64::MAX), &mut byte).is_err());
         assert!(window.write(Iova(end.get() - 1), &[1, 2]).is_err());
-        assert!(
-            window
-                .store_release(Iova(arena.iova().get() + 4), 1)
-                .is_err()
-        );
+        assert!(window.store_release(Iova(arena.iova().get() + 4), 1).is_err());
     }
 
     #[test]
@@ -770,16 +719,12 @@ mod tests {
         let arena = arena(4);
         let queue = arena.allocate_shared(4096).unwrap();
         let window = arena.window();
-        window
-            .store_release(Iova(queue.iova().get() + 8), 0x0102_0304)
-            .unwrap();
+        window.store_release(Iova(queue.iova().get() + 8), 0x0102_0304).unwrap();
         assert_eq!(queue.load_acquire(8), 0x0102_0304);
         let entry: [u8; 64] = std::array::from_fn(|i| i as u8);
         queue.store_entry(1, &entry);
         let mut seen = [0; 64];
-        window
-            .read(Iova(queue.iova().get() + 64), &mut seen)
-            .unwrap();
+        window.read(Iova(queue.iova().get() + 64), &mut seen).unwrap();
         assert_eq!(seen, entry);
         queue.clear();
         assert_eq!(queue.load_acquire(8), 0);

@@ -1,9 +1,6 @@
 //! Event descriptors: how a thread or an interrupt wakes a sleeping ring.
 
-#![expect(
-    unsafe_code,
-    reason = "eventfd, its read and its write are system calls"
-)]
+#![expect(unsafe_code, reason = "eventfd, its read and its write are system calls")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -45,11 +42,7 @@ impl EventFd {
 
     /// Waits until signalled or until `timeout_ms` have passed; `None` waits for ever.
     pub fn wait(&self, timeout_ms: Option<u32>) {
-        let mut poll = libc::pollfd {
-            fd: self.0.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
+        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let timeout = timeout_ms.map_or(-1, |ms| i32::try_from(ms).unwrap_or(i32::MAX));
         // SAFETY: one owned pollfd.
         unsafe { libc::poll(&raw mut poll, 1, timeout) };

@@ -1,9 +1,6 @@
 //! Calls on files and block devices that the standard library does not have.
 
-#![expect(
-    unsafe_code,
-    reason = "fallocate, ioctl and open file description locks"
-)]
+#![expect(unsafe_code, reason = "fallocate, ioctl and open file description locks")]
 
 use std::fs::File;
 use std::io;
@@ -39,10 +36,8 @@ impl Fallocate {
 /// The system's; `EOPNOTSUPP` where the file system lacks the mode.
 pub fn fallocate(file: &File, what: Fallocate, offset: u64, length: u64) -> io::Result<()> {
     let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
-    let (offset, length) = (
-        i64::try_from(offset).map_err(invalid)?,
-        i64::try_from(length).map_err(invalid)?,
-    );
+    let (offset, length) =
+        (i64::try_from(offset).map_err(invalid)?, i64::try_from(length).map_err(invalid)?);
     // SAFETY: an open descriptor and plain numbers.
     match unsafe { libc::fallocate(file.as_raw_fd(), what.mode(), offset, length) } {
         0 => Ok(()),
@@ -117,19 +112,10 @@ mod tests {
     #[test]
     fn a_lock_keeps_a_second_opening_out() {
         let path = tempfile::NamedTempFile::new().unwrap();
-        let open = || {
-            File::options()
-                .read(true)
-                .write(true)
-                .open(path.path())
-                .unwrap()
-        };
+        let open = || File::options().read(true).write(true).open(path.path()).unwrap();
         let (first, second) = (open(), open());
         lock_exclusive(&first).unwrap();
-        assert_eq!(
-            lock_exclusive(&second).unwrap_err().kind(),
-            io::ErrorKind::WouldBlock
-        );
+        assert_eq!(lock_exclusive(&second).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(first);
         lock_exclusive(&second).unwrap();
     }

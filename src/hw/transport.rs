@@ -4,10 +4,7 @@
 //! Cold operations go through the [`Transport`] trait. The hot one, ringing a doorbell, goes
 //! through [`Doorbell`], a plain store to memory that the transport mapped.
 
-#![expect(
-    unsafe_code,
-    reason = "a doorbell is a volatile store to mapped memory"
-)]
+#![expect(unsafe_code, reason = "a doorbell is a volatile store to mapped memory")]
 
 use std::io;
 use std::ptr::NonNull;
@@ -75,10 +72,7 @@ impl DeviceWake {
     /// # Errors
     /// The system's: no descriptors left.
     pub fn new() -> io::Result<Self> {
-        Ok(Self {
-            sleeping: AtomicBool::new(false),
-            event: EventFd::new()?,
-        })
+        Ok(Self { sleeping: AtomicBool::new(false), event: EventFd::new()? })
     }
 
     /// Device side: sleeps until woken, unless `work` finds something to do after the intention
@@ -126,11 +120,7 @@ impl Doorbell {
         wake: Option<Arc<DeviceWake>>,
     ) -> Option<Self> {
         let register = memory.register(offset)?;
-        Some(Self {
-            register,
-            wake,
-            _memory: memory,
-        })
+        Some(Self { register, wake, _memory: memory })
     }
 
     /// Rings: everything stored before is visible to the device when it sees `value`.
@@ -165,9 +155,7 @@ impl DoorbellPage {
     /// Device side: the value last rung, with everything the host stored before it visible.
     #[must_use]
     pub fn load(&self, register: usize) -> Option<u32> {
-        self.0
-            .get(register)
-            .map(|value| u32::from_le(value.load(Ordering::Acquire)))
+        self.0.get(register).map(|value| u32::from_le(value.load(Ordering::Acquire)))
     }
 
     /// Device side: sets a register, as a reset or the creation of a queue does.

@@ -1,0 +1,87 @@
+//! Static dispatch over the drivers of a configuration.
+
+use std::rc::Rc;
+
+use super::file::{FileChannel, FileDevice};
+use super::memory::{MemoryChannel, MemoryDevice};
+use super::{BlockDevice, BlockError, Counters, Durability, Geometry, Transfer};
+use crate::hw::dma::{DmaArena, DmaBuffer};
+use crate::reactor::Reactor;
+use crate::units::{BlockCount, Lba};
+
+/// A device of the configuration: the shared part.
+#[derive(Clone)]
+pub enum AnyDevice {
+    /// In memory.
+    Memory(MemoryDevice),
+    /// A file or a block device of the host.
+    File(FileDevice),
+}
+
+/// One reactor's way to a device of the configuration.
+#[derive(Clone)]
+pub enum AnyChannel {
+    /// In memory.
+    Memory(MemoryChannel),
+    /// A file or a block device of the host.
+    File(FileChannel),
+}
+
+impl AnyDevice {
+    /// What the device is.
+    #[must_use]
+    pub fn geometry(&self) -> &Geometry {
+        match self {
+            Self::Memory(device) => device.geometry(),
+            Self::File(device) => device.geometry(),
+        }
+    }
+
+    /// A channel for `reactor`.
+    #[must_use]
+    pub fn channel(&self, reactor: &Rc<Reactor>, arena: &DmaArena) -> AnyChannel {
+        match self {
+            Self::Memory(device) => AnyChannel::Memory(device.channel()),
+            Self::File(device) => AnyChannel::File(device.channel(reactor, arena)),
+        }
+    }
+}
+
+macro_rules! each {
+    ($self:expr, $channel:ident => $call:expr) => {
+        match $self {
+            AnyChannel::Memory($channel) => $call,
+            AnyChannel::File($channel) => $call,
+        }
+    };
+}
+
+impl BlockDevice for AnyChannel {
+    fn geometry(&self) -> &Geometry {
+        each!(self, channel => channel.geometry())
+    }
+
+    async fn read(&self, start: Lba, buffer: DmaBuffer) -> Transfer {
+        each!(self, channel => channel.read(start, buffer).await)
+    }
+
+    async fn write(&self, start: Lba, buffer: DmaBuffer, durability: Durability) -> Transfer {
+        each!(self, channel => channel.write(start, buffer, durability).await)
+    }
+
+    async fn flush(&self) -> Result<(), BlockError> {
+        each!(self, channel => channel.flush().await)
+    }
+
+    async fn discard(&self, start: Lba, blocks: BlockCount) -> Result<(), BlockError> {
+        each!(self, channel => channel.discard(start, blocks).await)
+    }
+
+    async fn write_zeroes(&self, start: Lba, blocks: BlockCount) -> Result<(), BlockError> {
+        each!(self, channel => channel.write_zeroes(start, blocks).await)
+    }
+
+    fn counters(&self) -> Counters {
+        each!(self, channel => channel.counters())
+    }
+}

@@ -15,6 +15,8 @@
 
 #![expect(unsafe_code, reason = "maps the arena and gives out disjoint slices of it")]
 
+mod buddy;
+
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -23,13 +25,13 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use self::buddy::{Buddy, MAX_ORDER};
 use crate::units::{ByteCount, Iova};
 
 /// The arena's page: the smallest allocation and the alignment of each.
 pub const PAGE: usize = 4096;
 /// Largest single buffer: 2^10 pages, 4 MiB.
 pub const MAX_BUFFER: usize = PAGE << MAX_ORDER;
-const MAX_ORDER: usize = 10;
 const HUGE_PAGE: usize = 2 << 20;
 /// First device address of every arena: above the 32-bit MSI window that IOMMUs reserve.
 const IOVA_BASE: u64 = 4 << 30;
@@ -177,7 +179,7 @@ impl DmaArena {
     /// Bytes not allocated now.
     #[must_use]
     pub fn free(&self) -> ByteCount {
-        ByteCount(self.0.lock().free_pages as u64 * PAGE as u64)
+        ByteCount(self.0.lock().free_pages() as u64 * PAGE as u64)
     }
 
     /// Bytes lost to devices that never gave them back.
@@ -559,74 +561,6 @@ impl DmaWindow {
 
 fn invalid(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, error)
-}
-
-/// A buddy system over pages: one bitmap of free blocks for each order.
-struct Buddy {
-    free: [Vec<u64>; MAX_ORDER + 1],
-    hint: [usize; MAX_ORDER + 1],
-    /// Order of the allocation that starts at each page.
-    order: Vec<u8>,
-    free_pages: usize,
-}
-
-impl Buddy {
-    fn new(pages: usize) -> Self {
-        let mut buddy = Self {
-            free: std::array::from_fn(|order| vec![0; (pages >> order).div_ceil(64)]),
-            hint: [0; MAX_ORDER + 1],
-            order: vec![0; pages],
-            free_pages: pages,
-        };
-        for block in 0..pages >> MAX_ORDER {
-            buddy.free[MAX_ORDER][block / 64] |= 1 << (block % 64);
-        }
-        buddy
-    }
-
-    fn take_any(&mut self, order: usize) -> Option<usize> {
-        let words = self.free[order].len();
-        let start = self.hint[order];
-        let word = (start..words).chain(0..start).find(|&word| self.free[order][word] != 0)?;
-        self.hint[order] = word;
-        let bit = self.free[order][word].trailing_zeros() as usize;
-        self.free[order][word] &= !(1 << bit);
-        Some(word * 64 + bit)
-    }
-
-    fn allocate(&mut self, order: usize) -> Option<u32> {
-        let (mut block, mut have) =
-            (order..=MAX_ORDER).find_map(|have| Some((self.take_any(have)?, have)))?;
-        while have > order {
-            have -= 1;
-            block *= 2;
-            let upper = block + 1;
-            self.free[have][upper / 64] |= 1 << (upper % 64);
-        }
-        let page = block << order;
-        self.order[page] = order as u8;
-        self.free_pages -= 1 << order;
-        u32::try_from(page).ok()
-    }
-
-    fn release(&mut self, page: u32) {
-        let page = page as usize;
-        let mut order = self.order[page] as usize;
-        self.free_pages += 1 << order;
-        let mut block = page >> order;
-        while order < MAX_ORDER {
-            let buddy = block ^ 1;
-            let (word, bit) = (buddy / 64, 1_u64 << (buddy % 64));
-            match self.free[order].get_mut(word) {
-                Some(bits) if *bits & bit != 0 => *bits &= !bit,
-                _ => break,
-            }
-            block /= 2;
-            order += 1;
-        }
-        self.free[order][block / 64] |= 1 << (block % 64);
-        self.hint[order] = self.hint[order].min(block / 64);
-    }
 }
 
 #[cfg(test)]

@@ -1,1 +1,234 @@
-//! One conformance suite for every block driver.
+//! One conformance suite, run on each block driver: what src/block.rs promises, held by all.
+
+use std::rc::Rc;
+
+use lvolfs::block::fault::{Fault, Faults, Faulty, Operation};
+use lvolfs::block::file::{FileDevice, FileOptions, OpenError, open};
+use lvolfs::block::memory::MemoryDevice;
+use lvolfs::block::recording::{Recorder, Recording};
+use lvolfs::block::{BlockDevice, BlockError, Discard, Durability};
+use lvolfs::hw::dma::{DmaArena, DmaBuffer};
+use lvolfs::reactor::{Reactor, ReactorOptions};
+use lvolfs::units::{BlockCount, BlockSize, ByteCount, Lba};
+
+/// Size of the devices under test.
+const SIZE: ByteCount = ByteCount(8 << 20);
+
+fn reactor() -> Rc<Reactor> {
+    Reactor::new(ReactorOptions::deterministic()).unwrap()
+}
+
+fn arena() -> DmaArena {
+    DmaArena::new(ByteCount(16 << 20), false).unwrap()
+}
+
+fn filled(arena: &DmaArena, bytes: usize, value: u8) -> DmaBuffer {
+    let mut buffer = arena.allocate(bytes).unwrap();
+    buffer.fill(value);
+    buffer
+}
+
+/// The suite itself.
+async fn conforms<D: BlockDevice>(reactor: &Rc<Reactor>, arena: &DmaArena, device: D) {
+    ends_and_lengths(arena, &device).await;
+    writes_are_read_back(arena, &device).await;
+    zeroing_and_discarding(arena, &device).await;
+    many_at_once(reactor, arena, &device).await;
+    counters_count(arena, &device).await;
+}
+
+async fn ends_and_lengths<D: BlockDevice>(arena: &DmaArena, device: &D) {
+    let geometry = device.geometry().clone();
+    let block = geometry.block_size.bytes() as usize;
+    let last = Lba(geometry.block_count.get() - 1);
+    let written = device.write(last, filled(arena, block, 1), Durability::Cached).await;
+    assert_eq!(written.unwrap().len(), block, "the last block can be written");
+    for start in [geometry.block_count.get(), u64::MAX, u64::MAX - 1] {
+        let read = device.read(Lba(start), filled(arena, 2 * block, 0)).await.unwrap_err();
+        assert!(matches!(read.error, BlockError::OutOfRange { .. }), "{:?}", read.error);
+        assert_eq!(read.buffer.unwrap().len(), 2 * block, "the buffer comes back");
+        let zeroed = device.write_zeroes(Lba(start), BlockCount(2)).await;
+        assert!(matches!(zeroed, Err(BlockError::OutOfRange { .. })));
+        let discarded = device.discard(Lba(start), BlockCount(u64::MAX)).await;
+        assert!(matches!(discarded, Err(BlockError::OutOfRange { .. })));
+    }
+    let beyond = device.write(last, filled(arena, 2 * block, 9), Durability::Cached).await;
+    assert!(beyond.is_err(), "a write across the end fails as a whole");
+    let back = device.read(last, filled(arena, block, 0)).await.unwrap();
+    assert!(back.iter().all(|&byte| byte == 1), "and changes nothing");
+    let crooked = device.read(Lba(0), filled(arena, block + 1, 0)).await.unwrap_err();
+    assert!(matches!(crooked.error, BlockError::BadLength { .. }));
+    assert!(device.discard(Lba(0), BlockCount(0)).await.is_err());
+}
+
+async fn writes_are_read_back<D: BlockDevice>(arena: &DmaArena, device: &D) {
+    let block = device.geometry().block_size.bytes() as usize;
+    for (index, durability) in [Durability::Cached, Durability::ForceUnitAccess].iter().enumerate()
+    {
+        for blocks in [1, 3, 64, 256] {
+            let value = (index * 100 + blocks % 90 + 1) as u8;
+            let start = Lba(7);
+            let buffer = filled(arena, blocks * block, value);
+            let back = device.write(start, buffer, *durability).await.unwrap();
+            device.flush().await.unwrap();
+            let read = device.read(start, back).await.unwrap();
+            assert!(read.iter().all(|&byte| byte == value));
+        }
+    }
+    let neighbour = device.read(Lba(6), filled(arena, block, 5)).await.unwrap();
+    assert!(neighbour.iter().all(|&byte| byte == 0), "a block never written reads as zeros");
+}
+
+async fn zeroing_and_discarding<D: BlockDevice>(arena: &DmaArena, device: &D) {
+    let block = device.geometry().block_size.bytes() as usize;
+    let buffer = filled(arena, 64 * block, 3);
+    let buffer = device.write(Lba(100), buffer, Durability::Cached).await.unwrap();
+    device.write_zeroes(Lba(110), BlockCount(10)).await.unwrap();
+    let buffer = device.read(Lba(100), buffer).await.unwrap();
+    for (index, bytes) in buffer.chunks(block).enumerate() {
+        let expected = if (10..20).contains(&index) { 0 } else { 3 };
+        assert!(bytes.iter().all(|&byte| byte == expected), "block {index}");
+    }
+    device.discard(Lba(130), BlockCount(8)).await.unwrap();
+    device.flush().await.unwrap();
+    let buffer = device.read(Lba(100), buffer).await.unwrap();
+    assert!(buffer[29 * block..30 * block].iter().all(|&byte| byte == 3));
+    assert!(buffer[38 * block..39 * block].iter().all(|&byte| byte == 3));
+    if device.geometry().discard == Discard::Zeroes {
+        assert!(buffer[30 * block..38 * block].iter().all(|&byte| byte == 0));
+    }
+}
+
+async fn many_at_once<D: BlockDevice>(reactor: &Rc<Reactor>, arena: &DmaArena, device: &D) {
+    let block = device.geometry().block_size.bytes() as usize;
+    let tasks: Vec<_> = (0..200_u64)
+        .map(|index| {
+            let (device, buffer) = (device.clone(), filled(arena, block, index as u8 + 1));
+            reactor.task(async move {
+                let start = Lba(300 + index);
+                let buffer = device.write(start, buffer, Durability::Cached).await.unwrap();
+                device.flush().await.unwrap();
+                let buffer = device.read(start, buffer).await.unwrap();
+                assert!(buffer.iter().all(|&byte| byte == index as u8 + 1), "block {index}");
+            })
+        })
+        .collect();
+    futures_util::future::join_all(tasks).await;
+}
+
+async fn counters_count<D: BlockDevice>(arena: &DmaArena, device: &D) {
+    let block = device.geometry().block_size.bytes() as usize;
+    let before = device.counters();
+    let buffer = filled(arena, 2 * block, 0);
+    let buffer = device.write(Lba(0), buffer, Durability::ForceUnitAccess).await.unwrap();
+    device.read(Lba(0), buffer).await.unwrap();
+    device.flush().await.unwrap();
+    let after = device.counters();
+    assert_eq!(after.writes, before.writes + 1);
+    assert_eq!(after.fua_writes, before.fua_writes + 1);
+    assert_eq!(after.bytes_written, before.bytes_written + 2 * block as u64);
+    assert_eq!(after.reads, before.reads + 1);
+    assert_eq!(after.flushes, before.flushes + 1);
+}
+
+#[test]
+fn memory_conforms() {
+    for block_size in [BlockSize::B512, BlockSize::B4096] {
+        let (reactor, arena) = (reactor(), arena());
+        let device = MemoryDevice::new(SIZE, block_size);
+        reactor.block_on(conforms(&reactor, &arena, device.channel()));
+    }
+}
+
+fn file_device(direct: bool, block_size: BlockSize) -> (tempfile::TempDir, FileDevice) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("new/disk.img");
+    let options = FileOptions { path: path.clone(), size: Some(SIZE), create: true, direct };
+    let opened = open(&options).unwrap();
+    assert!(opened.created);
+    (folder, FileDevice::new(opened, &path, block_size).unwrap())
+}
+
+#[test]
+fn a_file_conforms_with_and_without_the_page_cache() {
+    for (direct, block_size) in [(false, BlockSize::B512), (true, BlockSize::B4096)] {
+        let (reactor, arena) = (reactor(), arena());
+        let (_folder, device) = file_device(direct, block_size);
+        reactor.block_on(conforms(&reactor, &arena, device.channel(&reactor, &arena)));
+    }
+}
+
+#[test]
+fn decorators_conform_too() {
+    let (reactor, arena) = (reactor(), arena());
+    let device = MemoryDevice::new(SIZE, BlockSize::B4096).channel();
+    let device = Recording::new(Faulty::new(device, Faults::default()), Recorder::default());
+    reactor.block_on(conforms(&reactor, &arena, device));
+}
+
+#[test]
+fn flushes_asked_for_together_share_one() {
+    let (reactor, arena) = (reactor(), arena());
+    let (_folder, device) = file_device(false, BlockSize::B4096);
+    let channel = device.channel(&reactor, &arena);
+    reactor.block_on(async {
+        let flushes = (0..100).map(|_| channel.flush());
+        for result in futures_util::future::join_all(flushes).await {
+            result.unwrap();
+        }
+    });
+    assert!(channel.counters().flushes <= 2, "{} flushes", channel.counters().flushes);
+}
+
+#[test]
+fn faults_hit_what_they_name() {
+    let (reactor, arena) = (reactor(), arena());
+    let faults = Faults::default();
+    let memory = MemoryDevice::new(SIZE, BlockSize::B4096).channel();
+    let device = Faulty::new(memory, faults.clone());
+    let fault = |operation, blocks, after| Fault { operation, blocks, after, times: 1 };
+    reactor.block_on(async {
+        faults.inject(fault(Operation::Write, Some(5..6), 0));
+        let write = |start| device.write(Lba(start), filled(&arena, 4096, 1), Durability::Cached);
+        assert!(write(4).await.is_ok());
+        let failed = write(5).await.unwrap_err();
+        assert!(matches!(failed.error, BlockError::Injected { .. }));
+        assert!(write(5).await.is_ok(), "the fault is used up");
+        faults.inject(fault(Operation::Flush, None, 1));
+        assert!(device.flush().await.is_ok());
+        assert!(device.flush().await.is_err());
+        assert!(device.flush().await.is_ok());
+    });
+}
+
+#[test]
+fn a_truncated_file_is_an_error_not_a_panic() {
+    let (reactor, arena) = (reactor(), arena());
+    let (folder, device) = file_device(false, BlockSize::B4096);
+    let file = std::fs::File::options().write(true).open(folder.path().join("new/disk.img"));
+    file.unwrap().set_len(4096).unwrap();
+    let channel = device.channel(&reactor, &arena);
+    let read = reactor.block_on(channel.read(Lba(1), filled(&arena, 4096, 0))).unwrap_err();
+    assert!(matches!(read.error, BlockError::Short { .. }), "{:?}", read.error);
+    assert!(read.buffer.is_some());
+}
+
+#[test]
+fn opening_says_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.img");
+    let options = |size, create| FileOptions { path: path.clone(), size, create, direct: false };
+    let missing = open(&options(None, false)).unwrap_err();
+    assert!(missing.to_string().contains("disk.img"), "{missing}");
+    let first = open(&options(Some(SIZE), true)).unwrap();
+    let locked = open(&options(None, false)).unwrap_err();
+    assert!(matches!(locked, OpenError::Locked { .. }), "{locked}");
+    drop(first);
+    let again = open(&options(None, true)).unwrap();
+    assert_eq!((again.size, again.created), (SIZE, false));
+    drop(again);
+    let small = open(&options(Some(ByteCount(SIZE.get() * 2)), true)).unwrap_err();
+    assert!(matches!(small, OpenError::TooSmall { .. }), "{small}");
+    let kind = FileOptions { path: "/dev/null".into(), size: None, create: false, direct: false };
+    assert!(matches!(open(&kind).unwrap_err(), OpenError::WrongKind { .. }));
+}

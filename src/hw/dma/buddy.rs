@@ -1,0 +1,79 @@
+//! The arena's allocator: a buddy system with bookkeeping of fixed size.
+
+/// Largest block: 2^10 pages.
+pub(super) const MAX_ORDER: usize = 10;
+
+/// A buddy system over pages: one bitmap of free blocks for each order.
+pub(super) struct Buddy {
+    free: [Vec<u64>; MAX_ORDER + 1],
+    hint: [usize; MAX_ORDER + 1],
+    /// Order of the allocation that starts at each page.
+    order: Vec<u8>,
+    free_pages: usize,
+}
+
+impl Buddy {
+    pub(super) fn new(pages: usize) -> Self {
+        let mut buddy = Self {
+            free: std::array::from_fn(|order| vec![0; (pages >> order).div_ceil(64)]),
+            hint: [0; MAX_ORDER + 1],
+            order: vec![0; pages],
+            free_pages: pages,
+        };
+        for block in 0..pages >> MAX_ORDER {
+            buddy.free[MAX_ORDER][block / 64] |= 1 << (block % 64);
+        }
+        buddy
+    }
+
+    fn take_any(&mut self, order: usize) -> Option<usize> {
+        let words = self.free[order].len();
+        let start = self.hint[order];
+        let word = (start..words).chain(0..start).find(|&word| self.free[order][word] != 0)?;
+        self.hint[order] = word;
+        let bit = self.free[order][word].trailing_zeros() as usize;
+        self.free[order][word] &= !(1 << bit);
+        Some(word * 64 + bit)
+    }
+
+    /// Pages not allocated now.
+    pub(super) fn free_pages(&self) -> usize {
+        self.free_pages
+    }
+
+    /// The first page of `1 << order` free pages, now allocated.
+    pub(super) fn allocate(&mut self, order: usize) -> Option<u32> {
+        let (mut block, mut have) =
+            (order..=MAX_ORDER).find_map(|have| Some((self.take_any(have)?, have)))?;
+        while have > order {
+            have -= 1;
+            block *= 2;
+            let upper = block + 1;
+            self.free[have][upper / 64] |= 1 << (upper % 64);
+        }
+        let page = block << order;
+        self.order[page] = order as u8;
+        self.free_pages -= 1 << order;
+        u32::try_from(page).ok()
+    }
+
+    /// Frees the allocation that starts at `page`, merging it with its free neighbours.
+    pub(super) fn release(&mut self, page: u32) {
+        let page = page as usize;
+        let mut order = self.order[page] as usize;
+        self.free_pages += 1 << order;
+        let mut block = page >> order;
+        while order < MAX_ORDER {
+            let buddy = block ^ 1;
+            let (word, bit) = (buddy / 64, 1_u64 << (buddy % 64));
+            match self.free[order].get_mut(word) {
+                Some(bits) if *bits & bit != 0 => *bits &= !bit,
+                _ => break,
+            }
+            block /= 2;
+            order += 1;
+        }
+        self.free[order][block / 64] |= 1 << (block % 64);
+        self.hint[order] = self.hint[order].min(block / 64);
+    }
+}

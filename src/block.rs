@@ -17,6 +17,7 @@
 mod any;
 pub mod fault;
 pub mod file;
+mod flush_group;
 pub mod memory;
 pub mod recording;
 

@@ -8,4 +8,5 @@
 pub mod dma;
 pub mod event;
 pub mod file;
+pub mod thread;
 pub mod transport;

@@ -8,7 +8,7 @@
 //!   neither, zeros are written.
 //! * The exclusive lock is held while the device is open, so that no second process serves it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -16,8 +16,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use futures_channel::oneshot;
-
+use super::flush_group::FlushGroup;
 use super::{
     BlockDevice, BlockError, Counted, Counters, Counting, Discard, Durability, Geometry, Transfer,
     TransferError,
@@ -200,7 +199,7 @@ impl FileDevice {
             reactor: Rc::clone(reactor),
             arena: arena.clone(),
             counting: Counting::default(),
-            flush: FlushGroup::default(),
+            flush: Rc::default(),
             has_zero_range: Cell::new(true),
             has_punch_hole: Cell::new(true),
         }))
@@ -216,16 +215,9 @@ struct Channel {
     reactor: Rc<Reactor>,
     arena: DmaArena,
     counting: Counting,
-    flush: FlushGroup,
+    flush: Rc<FlushGroup>,
     has_zero_range: Cell<bool>,
     has_punch_hole: Cell<bool>,
-}
-
-/// Those who wait for the next flush, and whether a task serves them.
-#[derive(Default)]
-struct FlushGroup {
-    served: Cell<bool>,
-    waiting: RefCell<Vec<oneshot::Sender<Result<(), BlockError>>>>,
 }
 
 fn system(operation: &'static str, offset: u64, error: &io::Error) -> BlockError {
@@ -259,22 +251,6 @@ impl Channel {
         let result = result.map_err(|error| system("flush", 0, &error));
         self.counting.add(Counted::Flush, result.is_ok());
         result
-    }
-
-    /// Answers flushes until nobody waits: each round takes all who wait by then.
-    async fn serve_flushes(self: Rc<Self>) {
-        loop {
-            let joined = std::mem::take(&mut *self.flush.waiting.borrow_mut());
-            if joined.is_empty() {
-                self.flush.served.set(false);
-                return;
-            }
-            let result = self.flush_once().await;
-            for waiting in joined {
-                // One who no longer waits needs no answer.
-                drop(waiting.send(result.clone()));
-            }
-        }
     }
 
     async fn zero(&self, first: Fallocate, offset: u64, length: u64) -> Result<(), BlockError> {
@@ -350,12 +326,12 @@ impl BlockDevice for FileChannel {
     }
 
     async fn flush(&self) -> Result<(), BlockError> {
-        let (send, receive) = oneshot::channel();
-        self.0.flush.waiting.borrow_mut().push(send);
-        if !self.0.flush.served.replace(true) {
-            self.0.reactor.spawn(Rc::clone(&self.0).serve_flushes());
-        }
-        receive.await.unwrap_or(Err(BlockError::Gone))
+        let channel = Rc::clone(&self.0);
+        let once = move || {
+            let channel = Rc::clone(&channel);
+            async move { channel.flush_once().await }
+        };
+        self.0.flush.join(&self.0.reactor, once).await
     }
 
     async fn discard(&self, start: Lba, blocks: BlockCount) -> Result<(), BlockError> {

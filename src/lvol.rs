@@ -1,1 +1,3 @@
 //! The lvolstore: SPDK's on-disk format with ordered, flushed commits.
+
+pub mod format;

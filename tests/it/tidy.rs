@@ -148,8 +148,9 @@ fn paths_named(text: &str) -> BTreeSet<String> {
 #[test]
 fn paths_named_in_documents_exist() {
     let mut documents = vec![root().join("README.md"), root().join("ARCHITECTURE.md")];
-    for entry in std::fs::read_dir(root().join("docs")).unwrap() {
-        documents.push(entry.unwrap().path());
+    // A checkout without a single document has no folder: git does not keep empty ones.
+    if let Ok(docs) = std::fs::read_dir(root().join("docs")) {
+        documents.extend(docs.map(|entry| entry.unwrap().path()));
     }
     for document in documents {
         let Ok(text) = std::fs::read_to_string(&document) else { continue };

@@ -6,6 +6,9 @@ pub(super) const MAX_ORDER: usize = 10;
 /// A buddy system over pages: one bitmap of free blocks for each order.
 pub(super) struct Buddy {
     free: [Vec<u64>; MAX_ORDER + 1],
+    /// How many blocks of each order are free.
+    counts: [usize; MAX_ORDER + 1],
+    /// Where the search for a free block of each order begins.
     hint: [usize; MAX_ORDER + 1],
     /// Order of the allocation that starts at each page.
     order: Vec<u8>,
@@ -16,24 +19,44 @@ impl Buddy {
     pub(super) fn new(pages: usize) -> Self {
         let mut buddy = Self {
             free: std::array::from_fn(|order| vec![0; (pages >> order).div_ceil(64)]),
+            counts: [0; MAX_ORDER + 1],
             hint: [0; MAX_ORDER + 1],
             order: vec![0; pages],
             free_pages: pages,
         };
         for block in 0..pages >> MAX_ORDER {
-            buddy.free[MAX_ORDER][block / 64] |= 1 << (block % 64);
+            buddy.put(MAX_ORDER, block);
         }
         buddy
     }
 
+    fn put(&mut self, order: usize, block: usize) {
+        self.free[order][block / 64] |= 1 << (block % 64);
+        self.counts[order] += 1;
+        self.hint[order] = block / 64;
+    }
+
+    /// Takes a certain block, if it is free.
+    fn take(&mut self, order: usize, block: usize) -> bool {
+        let bit = 1_u64 << (block % 64);
+        match self.free[order].get_mut(block / 64) {
+            Some(bits) if *bits & bit != 0 => *bits &= !bit,
+            _ => return false,
+        }
+        self.counts[order] -= 1;
+        true
+    }
+
     fn take_any(&mut self, order: usize) -> Option<usize> {
+        if self.counts[order] == 0 {
+            return None;
+        }
         let words = self.free[order].len();
         let start = self.hint[order];
         let word = (start..words).chain(0..start).find(|&word| self.free[order][word] != 0)?;
         self.hint[order] = word;
-        let bit = self.free[order][word].trailing_zeros() as usize;
-        self.free[order][word] &= !(1 << bit);
-        Some(word * 64 + bit)
+        let block = word * 64 + self.free[order][word].trailing_zeros() as usize;
+        self.take(order, block).then_some(block)
     }
 
     /// Pages not allocated now.
@@ -48,8 +71,7 @@ impl Buddy {
         while have > order {
             have -= 1;
             block *= 2;
-            let upper = block + 1;
-            self.free[have][upper / 64] |= 1 << (upper % 64);
+            self.put(have, block + 1);
         }
         let page = block << order;
         self.order[page] = order as u8;
@@ -63,17 +85,10 @@ impl Buddy {
         let mut order = self.order[page] as usize;
         self.free_pages += 1 << order;
         let mut block = page >> order;
-        while order < MAX_ORDER {
-            let buddy = block ^ 1;
-            let (word, bit) = (buddy / 64, 1_u64 << (buddy % 64));
-            match self.free[order].get_mut(word) {
-                Some(bits) if *bits & bit != 0 => *bits &= !bit,
-                _ => break,
-            }
+        while order < MAX_ORDER && self.take(order, block ^ 1) {
             block /= 2;
             order += 1;
         }
-        self.free[order][block / 64] |= 1 << (block % 64);
-        self.hint[order] = self.hint[order].min(block / 64);
+        self.put(order, block);
     }
 }

@@ -44,6 +44,9 @@ pub enum Oddity {
         /// Its name.
         name: Vec<u8>,
     },
+    /// Flags after the mapping. SPDK takes a blob for thick until it meets them, and so does not
+    /// open one with a hole before them.
+    LateFlags,
     /// The flag for internal attributes says otherwise than the attributes.
     InternalXattrFlag {
         /// What the flag says.
@@ -214,6 +217,9 @@ impl<'l> BlobReader<'l> {
 
     fn read_flags(&mut self, raw: &RawFlags) -> Result<(), PageProblem> {
         self.blob.flags = Flags::parse(raw)?;
+        if !matches!(self.mapping, PartialMapping::Unknown) {
+            self.oddities.push(Oddity::LateFlags);
+        }
         self.flag_bits = raw.invalid.get();
         Ok(())
     }

@@ -12,6 +12,7 @@ mod config;
 mod control;
 mod emulated;
 mod fuse_operations;
+mod golden;
 mod lvol_format;
 mod lvolstore;
 mod nvme;

@@ -9,4 +9,5 @@ pub mod dma;
 pub mod event;
 pub mod file;
 pub mod thread;
+pub mod fuse;
 pub mod transport;

@@ -11,6 +11,7 @@ mod cli;
 mod config;
 mod control;
 mod emulated;
+mod fuse_mount;
 mod fuse_operations;
 mod golden;
 mod lvol_format;

@@ -8,6 +8,6 @@
 pub mod dma;
 pub mod event;
 pub mod file;
-pub mod thread;
 pub mod fuse;
+pub mod thread;
 pub mod transport;

@@ -484,6 +484,12 @@ impl DmaWindow {
         }
     }
 
+    /// Whether all `length` bytes at `iova` can be reached.
+    #[must_use]
+    pub fn contains(&self, iova: Iova, length: usize) -> bool {
+        self.pointer(iova, length).is_ok()
+    }
+
     /// Copies from memory, as a device's DMA read does.
     ///
     /// # Errors
@@ -642,6 +648,8 @@ mod tests {
         let mut byte = [0; 1];
         assert!(window.read(arena.iova(), &mut byte).is_ok());
         assert!(window.read(end, &mut byte).is_err());
+        assert!(window.contains(arena.iova(), arena.size().get() as usize));
+        assert!(!window.contains(end, 1));
         assert!(window.read(Iova(0), &mut byte).is_err());
         assert!(window.read(Iova(u64::MAX), &mut byte).is_err());
         assert!(window.write(Iova(end.get() - 1), &[1, 2]).is_err());

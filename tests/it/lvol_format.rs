@@ -444,6 +444,25 @@ fn each_damage_is_found() {
 }
 
 #[test]
+fn a_smaller_parent_hides_its_own_parents() {
+    let mut golden = Golden::open(DIRTY);
+    let report = validate(&golden.bytes.as_slice(), golden.block_size).unwrap();
+    let first_bytes = |golden: &Golden, report: &Report| {
+        let mut bytes = [0; 16];
+        let thin = report.volume("thin").unwrap();
+        report.read_volume(&golden.bytes.as_slice(), thin, 8384512, &mut bytes).unwrap();
+        bytes
+    };
+    let mut written = [0; 16];
+    pattern(b"thinA\0\0\0", 8384512, &mut written);
+    assert_eq!(first_bytes(&golden, &report), written, "from snap1, through snap2");
+    change_extents(&mut golden, &report, "snap2", |page| page.clusters.truncate(7));
+    let report = validate(&golden.bytes.as_slice(), golden.block_size).unwrap();
+    assert_eq!(report.volume("snap2").unwrap().size, ByteCount(7 << 20));
+    assert_eq!(first_bytes(&golden, &report), [0; 16]);
+}
+
+#[test]
 fn damaged_metadata_never_panics() {
     let seed = 0x676f_6c64;
     let mut random = fastrand::Rng::with_seed(seed);

@@ -4,6 +4,8 @@
 //! Here every page must name the right blob and its own place in the chain; since a page has one
 //! place, a chain cannot loop, and it is never longer than the metadata region.
 
+use std::collections::HashSet;
+
 use crate::units::{BlobId, ClusterCount, ClusterIndex, PageIndex};
 
 use super::blob::{BLOB_ID_XATTRS, Blob, Flags, Mapping, Xattr};
@@ -74,6 +76,8 @@ pub struct BlobReader<'l> {
     layout: &'l Layout,
     blob: Blob,
     mapping: PartialMapping,
+    /// Names of the attributes so far, and whether they are internal.
+    names: HashSet<(bool, Vec<u8>)>,
     /// Bits of the first flag word, as found.
     flag_bits: u64,
     next: Option<PageIndex>,
@@ -107,6 +111,7 @@ impl<'l> BlobReader<'l> {
             layout,
             blob: Blob::new(blob_id(root)),
             mapping: PartialMapping::Unknown,
+            names: HashSet::new(),
             flag_bits: 0,
             next: None,
             oddities: Vec::new(),
@@ -229,11 +234,12 @@ impl<'l> BlobReader<'l> {
         if let Some(name) = known.filter(|_| internal && value.len() != size_of::<BlobId>()) {
             return Err(PageProblem::InternalXattr { name, length: value.len() });
         }
-        let list = if internal { &mut self.blob.internal } else { &mut self.blob.xattrs };
-        if list.get(name).is_some() {
-            self.oddities.push(Oddity::DuplicateXattr { name: name.to_vec() });
-        } else {
+        // A set, since a hostile chain can hold more attributes than may be compared in pairs.
+        if self.names.insert((internal, name.to_vec())) {
+            let list = if internal { &mut self.blob.internal } else { &mut self.blob.xattrs };
             list.push_read(Xattr { name: name.to_vec(), value: value.to_vec() });
+        } else {
+            self.oddities.push(Oddity::DuplicateXattr { name: name.to_vec() });
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! Snapshots, clones and the super blob fit together.
 
+use std::collections::HashMap;
+
 use crate::units::BlobId;
 
 use super::super::format::Blob;
@@ -22,6 +24,7 @@ pub(super) fn check(walk: &Walk, super_blob: Option<BlobId>, findings: &mut Find
         check_parent(walk, &member.blob, findings);
         check_unfinished(&member.blob, findings);
     }
+    check_loops(walk, findings);
 }
 
 fn check_parent(walk: &Walk, blob: &Blob, findings: &mut Findings) {
@@ -46,26 +49,27 @@ fn check_parent(walk: &Walk, blob: &Blob, findings: &mut Findings) {
     if !snapshot.flags.read_only && !in_motion {
         findings.add(Finding::WritableParent { blob: parent });
     }
-    if is_own_ancestor(walk, blob) {
-        findings.add(Finding::ParentLoop { blob: id });
-    }
 }
 
-/// Follows two parents a step and one step, so that a loop further up ends the search, too.
-fn is_own_ancestor(walk: &Walk, blob: &Blob) -> bool {
-    let parent = |id: BlobId| walk.blobs.get(&id).and_then(|member| member.blob.parent());
-    let (mut slow, mut fast) = (blob.id, blob.id);
-    loop {
-        for _ in 0..2 {
-            match parent(fast) {
-                Some(next) if next == blob.id => return true,
-                Some(next) => fast = next,
-                None => return false,
+/// Reports every blob that is its own ancestor. Looks at each blob once, however long the lines of
+/// ancestors are.
+fn check_loops(walk: &Walk, findings: &mut Findings) {
+    let parent = |id: &BlobId| walk.blobs.get(id).and_then(|member| member.blob.parent());
+    let mut seen_from = HashMap::new();
+    for start in walk.blobs.keys() {
+        let mut next = Some(*start);
+        while let Some(id) = next {
+            match seen_from.insert(id, *start) {
+                None => next = parent(&id),
+                Some(other) if other != *start => break,
+                Some(_) => {
+                    let around = std::iter::successors(parent(&id), parent);
+                    for member in around.take_while(|member| *member != id).chain([id]) {
+                        findings.add(Finding::ParentLoop { blob: member });
+                    }
+                    break;
+                }
             }
-        }
-        slow = parent(slow).unwrap_or(slow);
-        if slow == fast {
-            return false;
         }
     }
 }

@@ -158,6 +158,10 @@ impl Report {
             if let Some(index) = volume.map.get(cluster) {
                 return Ok(Source::Cluster(index));
             }
+            // A parent that is smaller than its clone hides what its own parents have there.
+            if cluster.0 >= volume.map.clusters().0 {
+                return Ok(Source::Zeroes);
+            }
             match &volume.parent {
                 None => return Ok(Source::Zeroes),
                 Some(Parent::External(_)) => return Ok(Source::External),

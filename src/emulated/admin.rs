@@ -13,6 +13,8 @@ use crate::spec::log::{AsyncEventType, LogPage};
 use crate::spec::status::StatusCode;
 use crate::units::{ByteCount, CommandId, Iova, NamespaceId, QueueId};
 
+/// The most of a log page that one command may read: more than any page has.
+const LONGEST_LOG: u64 = 64 << 10;
 /// What Abort returns if the command was not aborted.
 const NOT_ABORTED: u32 = 1;
 
@@ -73,7 +75,7 @@ impl Core {
             return Err(StatusCode::INVALID_NAMESPACE);
         }
         let (length, offset) = (entry.log_length(), entry.log_offset());
-        if !offset.is_multiple_of(4) || length > self.max_transfer().get() {
+        if !offset.is_multiple_of(4) || length > self.max_transfer().get().min(LONGEST_LOG) {
             return Err(StatusCode::INVALID_FIELD);
         }
         let mut page = self.log_page(entry.log_page())?;

@@ -89,6 +89,8 @@ pub(super) struct Answer {
     command: u64,
     /// Of a flush: the last completion it covers.
     covers: Option<u64>,
+    /// Whether the host is told by an interrupt, too.
+    interrupts: bool,
     /// The identifier to lie about.
     posted_id: CommandId,
     copies: u8,
@@ -340,6 +342,7 @@ impl Core {
                 until = Until::Due(self.clock.saturating_add(by));
             }
             Some(FaultAction::WrongCommandId(id)) => answer.posted_id = id,
+            Some(FaultAction::LoseInterrupt) => answer.interrupts = false,
             Some(FaultAction::DuplicateCompletion) => answer.copies = 2,
             _ => {}
         }
@@ -431,6 +434,8 @@ impl Core {
         if !self.held.iter().any(|(until, _)| *until == Until::Sync) {
             return;
         }
+        // A sync takes its time; what needs none of it is not kept waiting.
+        self.interrupt();
         self.counters.syncs += 1;
         let result = self.media.sync();
         for (until, answer) in std::mem::take(&mut self.held) {
@@ -474,6 +479,7 @@ impl Core {
         let Some(Some(completion)) = self.completion.get_mut(index) else {
             return;
         };
+        completion.news |= answer.interrupts;
         let mut reached = true;
         for _ in 0..answer.copies {
             if !completion.is_full() {
@@ -523,6 +529,9 @@ impl Core {
                 continue;
             };
             for command in queue.waiting.clone() {
+                if command.conflict || !changes_medium(command.entry.io_opcode()) {
+                    continue;
+                }
                 self.serial += 1;
                 let tag = Tag { command: self.serial, durability: Durability::Volatile };
                 // What it comes to is never known.
@@ -530,6 +539,10 @@ impl Core {
             }
         }
     }
+}
+
+fn changes_medium(opcode: IoOpcode) -> bool {
+    matches!(opcode, IoOpcode::WRITE | IoOpcode::WRITE_ZEROES | IoOpcode::DATASET_MANAGEMENT)
 }
 
 impl Answer {
@@ -542,6 +555,7 @@ impl Answer {
             result: 0,
             command,
             covers: None,
+            interrupts: true,
             posted_id: id,
             copies: 1,
         }

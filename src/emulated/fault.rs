@@ -33,6 +33,8 @@ pub enum FaultAction {
     Delay(Duration),
     /// It is answered under another identifier.
     WrongCommandId(CommandId),
+    /// It is answered, but no interrupt says so.
+    LoseInterrupt,
     /// It is answered twice.
     DuplicateCompletion,
     /// The controller sets CSTS.CFS and does nothing more until it is reset.

@@ -147,7 +147,7 @@ pub(super) struct CompletionQueue {
     /// The doorbell's last value, valid or not.
     rung: u32,
     phase: bool,
-    /// Entries were posted since the last interrupt.
+    /// The vector's interrupt is due.
     pub(super) news: bool,
 }
 
@@ -204,7 +204,6 @@ impl CompletionQueue {
             self.tail = 0;
             self.phase = !self.phase;
         }
-        self.news = true;
         written
     }
 }

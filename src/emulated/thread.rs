@@ -15,8 +15,10 @@ use super::controller::EmulatedController;
 const BATCH: usize = 64;
 /// Longest time to look at doorbells before sleeping.
 const LONGEST_SPIN: Duration = Duration::from_micros(64);
-/// What a sleep that was shorter than [`LONGEST_SPIN`] raises the time to look to, at least.
-const FIRST_SPIN: Duration = Duration::from_micros(8);
+/// Shortest time: less than the sleep and the wake-up that it may save.
+const SHORTEST_SPIN: Duration = Duration::from_micros(8);
+/// After a sleep shorter than this, wake-up included, looking for longer would have paid.
+const SHORT_SLEEP: Duration = Duration::from_micros(100);
 
 /// The thread of a controller. It ends when this is dropped, after the command it is at.
 #[derive(Debug)]
@@ -53,25 +55,23 @@ impl Drop for ControllerThread {
 }
 
 fn run(controller: &EmulatedController, stop: &AtomicBool) {
-    let spins = std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1);
+    let alone = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
     let start = Instant::now();
     let base = controller.lock().clock;
-    let mut spin = Duration::ZERO;
+    let mut spin = SHORTEST_SPIN;
     while !stop.load(Ordering::Acquire) {
         controller.lock().clock = base + start.elapsed();
         if controller.step(BATCH) > 0 {
             continue;
         }
         let idle_since = Instant::now();
-        if spun_into_work(controller, idle_since, spin) {
+        // On a machine with one core nobody can ring while we look.
+        if !alone && spun_into_work(controller, idle_since, spin) {
             continue;
         }
-        // Looking did not pay: less of it next time.
-        spin /= 2;
         sleep(controller, stop);
-        if spins && idle_since.elapsed() < LONGEST_SPIN {
-            spin = (spin * 4).clamp(FIRST_SPIN, LONGEST_SPIN);
-        }
+        let short = idle_since.elapsed() < SHORT_SLEEP;
+        spin = if short { spin * 4 } else { spin / 2 }.clamp(SHORTEST_SPIN, LONGEST_SPIN);
     }
 }
 

@@ -243,7 +243,8 @@ impl Queue {
         self.tail = (self.tail + 1) % self.entries;
     }
 
-    fn pop(&mut self) -> Option<CompletionEntry> {
+    /// As `pop`, without a look at what is in it.
+    fn pop_anything(&mut self) -> Option<CompletionEntry> {
         let at = usize::from(self.head) * 16;
         let high = self.completion.load_acquire(at + 8);
         let entry = CompletionEntry::from_words([self.completion.load_acquire(at), high]);
@@ -252,6 +253,11 @@ impl Queue {
         }
         self.head = (self.head + 1) % self.entries;
         self.phase ^= self.head == 0;
+        Some(entry)
+    }
+
+    fn pop(&mut self) -> Option<CompletionEntry> {
+        let entry = self.pop_anything()?;
         assert_eq!(entry.submission_queue.get(), self.id);
         Some(entry)
     }
@@ -564,6 +570,13 @@ fn interrupts_follow_completions() {
     host.controller.step(16);
     assert!(event.consume() && !event.consume());
     assert!(host.controller.interrupt(17).is_err());
+    host.inject(Fault::new(FaultAction::LoseInterrupt));
+    host.submit(1, SubmissionEntry::flush(NS));
+    host.controller.step(16);
+    assert!(!event.consume());
+    host.submit(1, SubmissionEntry::flush(NS));
+    host.controller.step(16);
+    assert!(event.consume());
 }
 
 #[test]
@@ -901,4 +914,76 @@ fn a_thread_serves_and_stops() {
     drop(thread);
     assert_eq!(host.controller.step(1), 0);
     assert_eq!(host.read(7, 2), [7, 8]);
+}
+
+/// A host that means no good: random registers, doorbells, queue memory and commands.
+#[test]
+fn nothing_a_host_does_makes_it_panic() {
+    const LAST_REGISTER: u32 = 0x40;
+    for seed in 0..60 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let settings = Settings {
+            reorder: (seed % 2 == 0).then_some(seed),
+            max_transfer: [0, 1, 8][seed as usize % 3],
+            io_queues: 2,
+            ..Settings::default()
+        };
+        let controller = EmulatedController::new(settings, memory(512)).unwrap();
+        let mut host = Host::up(controller);
+        let base = host.arena.iova().get();
+        let address = |random: &mut fastrand::Rng| match random.u8(..8) {
+            0 => random.u64(..),
+            1 => base + random.u64(..1 << 25),
+            2 => base + (16 << 20) - 4096,
+            _ => base + random.u64(..4096) * 4096,
+        };
+        for _ in 0..400 {
+            let mut entry = SubmissionEntry::read_from_bytes(&[0; 64]).unwrap();
+            random.fill(entry.as_mut_bytes());
+            entry.opcode = random.u8(..16);
+            entry.flags &= if random.bool() { 0 } else { 0xff };
+            if random.u8(..4) > 0 {
+                entry.namespace.set(1);
+                entry.dword10.set(random.u32(..0x0008_0008));
+                entry.dword11.set(random.u32(..) & random.u32(..) & 0x0001_0007);
+                entry.dword12.set(random.u32(..) & 0x4200_01ff);
+                entry.dword13.set(0);
+            }
+            entry.prp1.set(address(&mut random));
+            entry.prp2.set(address(&mut random));
+            let id = random.u16(..2);
+            let command = CommandId(random.u16(..12));
+            host.queue(id).push_as(command, entry);
+            match random.u8(..16) {
+                0 => host.ring(random.u16(..3), random.u32(..)),
+                1 => {
+                    let head = completion_doorbell(random.u16(..4), 4).unwrap();
+                    host.controller.write32(head, random.u32(..10));
+                }
+                2 if random.u8(..4) == 0 => {
+                    let register = random.u32(..LAST_REGISTER / 4) * 4;
+                    let bits = random.u32(..) & random.u32(..);
+                    host.controller.write32(register, bits);
+                }
+                3 if random.u8(..4) == 0 => {
+                    host.enable();
+                    host.io = Some(Queue::new(&host.arena, 1, ENTRIES));
+                }
+                4 => drop(host.controller.snapshot()),
+                5 if random.u8(..8) == 0 => host.controller.power_cut(seed),
+                _ => {
+                    let tail = host.queue(id).tail;
+                    host.ring(id, u32::from(tail));
+                }
+            }
+            host.controller.step(random.usize(..20));
+            let _ = host.controller.has_work();
+            while host.queue(id).pop_anything().is_some() {
+                let head = host.queue(id).head;
+                host.controller.write32(completion_doorbell(id, 4).unwrap(), u32::from(head));
+            }
+        }
+        host.controller.power_cut(seed);
+        assert!(host.enable().ready(), "seed {seed}");
+    }
 }

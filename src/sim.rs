@@ -1,1 +1,7 @@
-//! A disk that loses power, and a clock that tests turn.
+//! A disk that loses power: the `block` seam for tests of durability.
+//!
+//! Always built, so that a plain `cargo test` uses it; the daemon does not.
+
+mod disk;
+
+pub use disk::{SimChannel, SimDisk, SimOptions};

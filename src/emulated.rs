@@ -17,6 +17,7 @@ mod cache;
 mod controller;
 mod core;
 mod counters;
+mod errors;
 mod events;
 mod fault;
 mod features;

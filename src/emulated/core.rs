@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::cache::{Durability, Tag};
 use super::controller::Settings;
 use super::counters::Counters;
+use super::errors::Errors;
 use super::events::Events;
 use super::fault::{FaultAction, Faults, Subject};
 use super::features::Features;
@@ -26,7 +27,7 @@ use crate::spec::completion::CompletionEntry;
 use crate::spec::log::{AsyncEvent, AsyncEventType, LogPage};
 use crate::spec::register::{ControllerStatus, GONE32};
 use crate::spec::status::{Status, StatusCode};
-use crate::units::{CommandId, QueueId};
+use crate::units::{CommandId, Lba, NamespaceId, QueueId};
 
 /// What host and controller share without the lock.
 pub(super) struct Ports {
@@ -45,6 +46,7 @@ pub(super) struct Core {
     pub(super) registers: Registers,
     pub(super) features: Features,
     pub(super) events: Events,
+    pub(super) errors: Errors,
     pub(super) faults: Faults,
     pub(super) counters: Counters,
     /// Critical warnings of the SMART log page.
@@ -85,6 +87,8 @@ pub(super) struct Answer {
     pub(super) id: CommandId,
     pub(super) status: Status,
     pub(super) result: u32,
+    /// Namespace and first block, or what a command has in their place.
+    pub(super) place: (NamespaceId, Lba),
     /// Serial number of the command.
     command: u64,
     /// Of a flush: the last completion it covers.
@@ -116,6 +120,7 @@ impl Core {
             registers: Registers::default(),
             features: Features::new(&settings),
             events: Events::default(),
+            errors: Errors::default(),
             faults: Faults::default(),
             counters: Counters { power_cycles: 1, ..Counters::default() },
             critical_warning: 0,
@@ -224,6 +229,7 @@ impl Core {
 
     fn error_event(&mut self, information: u8) {
         self.counters.invalid_doorbells += 1;
+        self.errors.doorbell();
         self.events.raise(AsyncEvent {
             event_type: AsyncEventType::ERROR,
             information,
@@ -305,6 +311,7 @@ impl Core {
         self.serial += 1;
         let entry = command.entry;
         let mut answer = Answer::new(queue, entry.id(), self.serial);
+        answer.place = (entry.nsid(), entry.lba());
         if command.conflict {
             self.finish(answer.failed(StatusCode::COMMAND_ID_CONFLICT.into()), Until::Room);
             return;
@@ -471,6 +478,7 @@ impl Core {
             }
         } else {
             self.counters.failures += 1;
+            self.errors.command(&answer);
         }
         queue.finished(answer.id);
         let entry = CompletionEntry::new(answer.posted_id, answer.status, answer.result)
@@ -553,6 +561,7 @@ impl Answer {
             id,
             status: Status::SUCCESS,
             result: 0,
+            place: (NamespaceId(0), Lba(0)),
             command,
             covers: None,
             interrupts: true,

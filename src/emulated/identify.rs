@@ -4,6 +4,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::core::Core;
+use super::errors;
 use super::events::REQUEST_LIMIT;
 use crate::spec::command::{ALL_NAMESPACES, IdentifyKind};
 use crate::spec::identify::{
@@ -18,8 +19,6 @@ use crate::units::NamespaceId;
 /// The one namespace.
 pub(super) const NAMESPACE: NamespaceId = NamespaceId(1);
 const MODEL: &str = "lvolfs emulated controller";
-/// Entries of the error log; all of them are unused.
-const ERROR_LOG_ENTRIES: usize = 4;
 /// Abort commands at once, 0's based; each is answered at once.
 const ABORT_LIMIT: u8 = 3;
 /// Blocks that other commands see written together, 0's based: commands are carried out one after
@@ -92,7 +91,7 @@ impl Core {
         page.firmware_updates = 1 << 1 | 1;
         // Extended data: Get Log Page takes long lengths and offsets.
         page.log_attributes = 1 << 2;
-        page.error_log_entries = (ERROR_LOG_ENTRIES - 1) as u8;
+        page.error_log_entries = (errors::ENTRIES - 1) as u8;
         page.submission_entry_size = 0x66;
         page.completion_entry_size = 0x44;
         page.namespaces = U32::new(1);
@@ -173,7 +172,7 @@ impl Core {
                 }
                 Ok(list)
             }
-            LogPage::ERROR => Ok(vec![0; ERROR_LOG_ENTRIES * 64]),
+            LogPage::ERROR => Ok(self.errors.page()),
             LogPage::SMART => Ok(self.smart().as_bytes().to_vec()),
             LogPage::FIRMWARE => {
                 let mut slots = vec![0; 512];
@@ -210,6 +209,7 @@ impl Core {
         page.host_writes = wide(counters.writes);
         page.power_cycles = wide(counters.power_cycles);
         page.unsafe_shutdowns = wide(counters.unsafe_shutdowns);
+        page.error_log_entries = wide(self.errors.count());
         page
     }
 }

@@ -19,7 +19,9 @@ use lvolfs::spec::identify::{
     DeallocatedReads, IdentifyController, IdentifyIndependentNamespace, IdentifyNamespace,
     NamespaceIdType, namespace_descriptors,
 };
-use lvolfs::spec::log::{AsyncEvent, LogPage, NOTIFY_NAMESPACE_ATTRIBUTES, SmartLog};
+use lvolfs::spec::log::{
+    AsyncEvent, ErrorLogEntry, LogPage, NOTIFY_NAMESPACE_ATTRIBUTES, SmartLog,
+};
 use lvolfs::spec::register::{
     ACQ, AQA, ASQ, AdminQueueAttributes, CAP, CC, CSTS, Capabilities, Configuration,
     ControllerStatus, GONE32, NSSR, NSSR_RESET, Shutdown, ShutdownStatus, VERSION_1_4, VS,
@@ -441,6 +443,15 @@ fn mistakes_of_a_driver_are_answered() {
         assert_eq!(host.io(entry), code, "{entry:?}");
     }
     assert_eq!(host.counters().outside_window, 2);
+    let page = host.buffer(4096, 0);
+    let log = SubmissionEntry::get_log_page(LogPage::ERROR, NamespaceId(0), 4096);
+    assert_eq!(host.admin(log.with_prps(page.iova(), Iova(0))), Status::SUCCESS);
+    let error = |index: usize| ErrorLogEntry::read_from_bytes(&page[index * 64..][..64]).unwrap();
+    assert_eq!((error(0).error_count.get(), error(9).error_count.get()), (10, 1));
+    assert_eq!((error(9).lba.get(), error(9).namespace.get()), (1 << 16, 1));
+    let status = Status::from_bits(error(9).status.get() >> 1);
+    assert_eq!(status.code(), StatusCode::LBA_OUT_OF_RANGE);
+    assert_eq!(error(10).error_count.get(), 0);
     assert_eq!(host.io(SubmissionEntry::flush(NamespaceId(u32::MAX))), StatusCode::SUCCESS);
 }
 

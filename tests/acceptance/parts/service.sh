@@ -245,8 +245,8 @@ service_flush_count() {
 }
 
 # kill_rounds OPTIONS...: writers and fio at work, SIGKILL at some moment, start, everything that
-# was fsynced is there. The emulated controller's volatile cache dies with its process, so this is
-# a power cut as far as the pool can tell.
+# was fsynced is there. The pool was not closed and its caches are gone; what the image's page cache
+# holds survives, so this is no power cut (`cargo test` simulates those).
 kill_rounds() {
     local round rounds=${long:+60} writer groups=0
     rounds=${rounds:-6}

@@ -13,10 +13,12 @@
 //! without end or touch memory outside the window.
 
 mod admin;
+mod answers;
 mod cache;
 mod controller;
 mod core;
 mod counters;
+mod doorbells;
 mod errors;
 mod events;
 mod fault;

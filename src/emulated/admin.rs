@@ -1,6 +1,7 @@
 //! Admin commands (Base 5).
 
-use super::core::{Answer, Core, Outcome};
+use super::answers::Answer;
+use super::core::{Core, Outcome};
 use super::identify::NAMESPACE;
 use super::prp;
 use super::queue::{CompletionQueue, SubmissionQueue};

@@ -289,9 +289,12 @@ impl Transport for EmulatedController {
 
     fn doorbell(&self, offset: u32) -> io::Result<Doorbell> {
         let memory = Arc::clone(&self.ports.doorbells) as Arc<dyn DoorbellMemory>;
-        let wake = Some(Arc::clone(&self.ports.wake));
+        let offset = offset.checked_sub(DOORBELLS);
+        // Submission doorbells are the even ones. The controller need not be woken to learn that
+        // completions were consumed.
+        let submission = offset.is_some_and(|offset| offset / 4 % 2 == 0);
+        let wake = submission.then(|| Arc::clone(&self.ports.wake));
         offset
-            .checked_sub(DOORBELLS)
             .and_then(|offset| Doorbell::new(memory, offset, wake))
             .ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }

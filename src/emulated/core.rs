@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use super::answers::{Answer, Until};
 use super::cache::{Durability, Tag};
 use super::controller::Settings;
 use super::counters::Counters;
@@ -16,18 +17,16 @@ use super::events::Events;
 use super::fault::{FaultAction, Faults, Subject};
 use super::features::Features;
 use super::media::Media;
-use super::queue::{CompletionQueue, Fetched, Rung, SubmissionQueue};
+use super::queue::{CompletionQueue, Fetched, SubmissionQueue};
 use super::registers::Registers;
 use super::scatter::Segment;
 use crate::hw::dma::DmaWindow;
 use crate::hw::event::EventFd;
 use crate::hw::transport::{DeviceWake, DoorbellPage};
 use crate::spec::command::{ForceUnitAccess, IoOpcode, SubmissionEntry};
-use crate::spec::completion::CompletionEntry;
-use crate::spec::log::{AsyncEvent, AsyncEventType, LogPage};
 use crate::spec::register::{ControllerStatus, GONE32};
-use crate::spec::status::{Status, StatusCode};
-use crate::units::{CommandId, Lba, NamespaceId, QueueId};
+use crate::spec::status::StatusCode;
+use crate::units::QueueId;
 
 /// What host and controller share without the lock.
 pub(super) struct Ports {
@@ -38,7 +37,8 @@ pub(super) struct Ports {
     pub(super) vectors: Box<[Arc<EventFd>]>,
 }
 
-/// The state of a controller.
+/// The state of a controller. `doorbells` and `answers` have its two ends, `admin` and `io` its
+/// commands, `registers` its life.
 pub(super) struct Core {
     pub(super) settings: Settings,
     pub(super) ports: Arc<Ports>,
@@ -60,7 +60,7 @@ pub(super) struct Core {
     pub(super) held: Vec<(Until, Answer)>,
     pub(super) clock: Duration,
     /// Serial number of the last command carried out.
-    serial: u64,
+    pub(super) serial: u64,
     /// Number of the last completion posted.
     pub(super) sequence: u64,
     pub(super) segments: Vec<Segment>,
@@ -78,39 +78,6 @@ pub(super) enum Outcome {
     Durable,
     /// Accepted; to be answered when there is a reason.
     Later,
-}
-
-/// An answer that is ready to be posted.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Answer {
-    pub(super) queue: QueueId,
-    pub(super) id: CommandId,
-    pub(super) status: Status,
-    pub(super) result: u32,
-    /// Namespace and first block, or what a command has in their place.
-    pub(super) place: (NamespaceId, Lba),
-    /// Serial number of the command.
-    command: u64,
-    /// Of a flush: the last completion it covers.
-    covers: Option<u64>,
-    /// Whether the host is told by an interrupt, too.
-    interrupts: bool,
-    /// The identifier to lie about.
-    posted_id: CommandId,
-    copies: u8,
-}
-
-/// What an answer waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Until {
-    /// Room in its completion queue.
-    Room,
-    /// The sync at the end of the step.
-    Sync,
-    /// The device's clock.
-    Due(Duration),
-    /// `release_held`.
-    Released,
 }
 
 impl Core {
@@ -163,34 +130,6 @@ impl Core {
         done
     }
 
-    /// Whether [`Core::step`] would find something to do.
-    pub(super) fn has_work(&self) -> bool {
-        let bell = |index| self.ports.doorbells.load(index).unwrap_or(0);
-        let submitted = |index: usize| {
-            let queue = self.submission.get(index).and_then(Option::as_ref);
-            queue.map_or(bell(2 * index) != 0, |queue| {
-                queue.has_news(bell(2 * index)) || self.can_begin(queue)
-            })
-        };
-        let consumed = |index: usize| {
-            let queue = self.completion.get(index).and_then(Option::as_ref);
-            queue.map_or(bell(2 * index + 1) != 0, |queue| queue.has_news(bell(2 * index + 1)))
-        };
-        let ready = self.events.has_next();
-        self.is_running()
-            && (ready
-                || (0..self.submission.len()).any(|index| submitted(index) || consumed(index)))
-    }
-
-    /// When [`Core::step`] has something to do that no doorbell announces.
-    pub(super) fn next_due(&self) -> Option<Duration> {
-        let answers = self.held.iter().filter_map(|(until, _)| match until {
-            Until::Due(due) => Some(*due),
-            Until::Room | Until::Sync | Until::Released => None,
-        });
-        answers.chain(self.registers.change_due()).min()
-    }
-
     /// Whether commands are carried out: enabled, ready, not failed, not shut down, not gone.
     pub(super) fn is_running(&self) -> bool {
         let status = ControllerStatus(self.ports.status.load(Ordering::Relaxed));
@@ -225,63 +164,6 @@ impl Core {
 
     pub(super) fn window(&self) -> Option<DmaWindow> {
         self.window.as_ref().map(|(window, _)| window.clone())
-    }
-
-    fn error_event(&mut self, information: u8) {
-        self.counters.invalid_doorbells += 1;
-        self.errors.doorbell();
-        self.events.raise(AsyncEvent {
-            event_type: AsyncEventType::ERROR,
-            information,
-            log_page: LogPage::ERROR,
-        });
-    }
-
-    /// Looks at every doorbell and fetches the commands that were submitted.
-    pub(super) fn look_at_doorbells(&mut self) {
-        let Some(window) = self.window() else {
-            return;
-        };
-        for index in 0..self.submission.len() {
-            let bell = |register| self.ports.doorbells.load(register).unwrap_or(0);
-            let (tail, head) = (bell(2 * index), bell(2 * index + 1));
-            let rung = match &mut self.submission[index] {
-                Some(queue) if queue.has_news(tail) => queue.fetch(&window, tail, self.sequence),
-                None if tail != 0 => {
-                    self.ports.doorbells.store(2 * index, 0);
-                    self.error_event(AsyncEvent::INVALID_DOORBELL_REGISTER);
-                    Rung::Fine
-                }
-                _ => Rung::Fine,
-            };
-            match rung {
-                Rung::Fine => {}
-                Rung::InvalidValue => self.error_event(AsyncEvent::INVALID_DOORBELL_VALUE),
-                Rung::Unreachable => {
-                    self.counters.outside_window += 1;
-                    self.fail();
-                }
-            }
-            match self.completion[index].as_mut().map(|queue| queue.look(head)) {
-                Some(true) => {}
-                Some(false) => self.error_event(AsyncEvent::INVALID_DOORBELL_VALUE),
-                None if head == 0 => {}
-                None => {
-                    self.ports.doorbells.store(2 * index + 1, 0);
-                    self.error_event(AsyncEvent::INVALID_DOORBELL_REGISTER);
-                }
-            }
-        }
-    }
-
-    /// A queue with a full completion queue stalls.
-    fn can_begin(&self, queue: &SubmissionQueue) -> bool {
-        !queue.waiting.is_empty() && self.has_room(queue.completion_queue)
-    }
-
-    fn has_room(&self, completion_queue: QueueId) -> bool {
-        let queue = self.completion.get(usize::from(completion_queue.get()));
-        queue.and_then(Option::as_ref).is_some_and(|queue| !queue.is_full())
     }
 
     /// The next command to begin: the admin queue's first, then I/O queues in turn, each in the
@@ -356,15 +238,6 @@ impl Core {
         self.finish(answer, until);
     }
 
-    /// Makes durable what an answer needs that a fault holds back anyway.
-    fn sync_if(&mut self, needs: Until) {
-        if needs == Until::Sync {
-            self.counters.syncs += 1;
-            // A failure is not reported, as if the drive had lost track of the command.
-            let _ = self.media.sync();
-        }
-    }
-
     fn strike(&mut self, queue: QueueId, entry: &SubmissionEntry) -> Option<FaultAction> {
         if self.faults.is_empty() {
             return None;
@@ -406,125 +279,6 @@ impl Core {
         self.io(&command.entry, tag, corrupt)
     }
 
-    /// Posts an answer as soon as `until` allows.
-    pub(super) fn finish(&mut self, answer: Answer, until: Until) {
-        match self.submission.get(usize::from(answer.queue.get())) {
-            Some(Some(queue)) if until == Until::Room && self.has_room(queue.completion_queue) => {
-                self.post(answer);
-            }
-            Some(Some(_)) => self.held.push((until, answer)),
-            // The queue is gone, and its commands with it.
-            _ => {}
-        }
-    }
-
-    /// Posts an answer as soon as its completion queue has room.
-    pub(super) fn answer(&mut self, answer: Answer) {
-        self.finish(answer, Until::Room);
-    }
-
-    fn answer_what_is_due(&mut self) {
-        if self.held.is_empty() {
-            return;
-        }
-        let now = self.clock;
-        for (until, answer) in std::mem::take(&mut self.held) {
-            match until {
-                Until::Due(due) if due <= now => self.finish(answer, Until::Room),
-                other => self.finish(answer, other),
-            }
-        }
-    }
-
-    /// Makes durable what waits for it, with one call for all.
-    fn sync(&mut self) {
-        if !self.held.iter().any(|(until, _)| *until == Until::Sync) {
-            return;
-        }
-        // A sync takes its time; what needs none of it is not kept waiting.
-        self.interrupt();
-        self.counters.syncs += 1;
-        let result = self.media.sync();
-        for (until, answer) in std::mem::take(&mut self.held) {
-            match (until, result) {
-                (Until::Sync, Ok(())) => self.finish(answer, Until::Room),
-                (Until::Sync, Err(code)) => self.finish(answer.failed(code.into()), Until::Room),
-                _ => self.held.push((until, answer)),
-            }
-        }
-    }
-
-    /// Answers everything that a fault holds back.
-    pub(super) fn release_held(&mut self) {
-        for (until, answer) in std::mem::take(&mut self.held) {
-            let until = if until == Until::Released { Until::Room } else { until };
-            self.finish(answer, until);
-        }
-        self.interrupt();
-    }
-
-    fn post(&mut self, answer: Answer) {
-        let Some((window, _)) = &self.window else {
-            return;
-        };
-        let Some(Some(queue)) = self.submission.get_mut(usize::from(answer.queue.get())) else {
-            return;
-        };
-        self.sequence += 1;
-        if answer.status.is_success() {
-            self.media.completed(answer.command, self.sequence);
-            if let Some(covered) = answer.covers {
-                self.media.flushed(covered);
-            }
-        } else {
-            self.counters.failures += 1;
-            self.errors.command(&answer);
-        }
-        queue.finished(answer.id);
-        let entry = CompletionEntry::new(answer.posted_id, answer.status, answer.result)
-            .with_queue(answer.queue.get(), queue.head());
-        let index = usize::from(queue.completion_queue.get());
-        let Some(Some(completion)) = self.completion.get_mut(index) else {
-            return;
-        };
-        completion.news |= answer.interrupts;
-        let mut reached = true;
-        for _ in 0..answer.copies {
-            if !completion.is_full() {
-                reached &= completion.post(window, entry);
-            }
-        }
-        if !reached {
-            self.counters.outside_window += 1;
-            self.fail();
-        }
-    }
-
-    fn report_events(&mut self) {
-        while let Some((id, event)) = self.events.next() {
-            self.serial += 1;
-            let mut answer = Answer::new(QueueId(0), id, self.serial);
-            answer.result = event.to_dword();
-            self.finish(answer, Until::Room);
-        }
-    }
-
-    /// Raises the interrupts of completion queues that got entries.
-    pub(super) fn interrupt(&mut self) {
-        let mask = self.registers.interrupt_mask();
-        for queue in self.completion.iter_mut().flatten() {
-            let Some(vector) = queue.vector.filter(|_| queue.news) else {
-                continue;
-            };
-            let masked = vector < 32 && mask >> vector & 1 == 1;
-            if !masked && let Some(event) = self.ports.vectors.get(usize::from(vector)) {
-                queue.news = false;
-                self.counters.interrupts += 1;
-                event.signal();
-            }
-        }
-    }
-
     /// Carries out on the medium what the host has submitted and nobody has answered: the power
     /// goes while the controller is at it. Nothing of it becomes durable.
     pub(super) fn begin_all_writes(&mut self) {
@@ -551,29 +305,4 @@ impl Core {
 
 fn changes_medium(opcode: IoOpcode) -> bool {
     matches!(opcode, IoOpcode::WRITE | IoOpcode::WRITE_ZEROES | IoOpcode::DATASET_MANAGEMENT)
-}
-
-impl Answer {
-    /// Success with result 0.
-    pub(super) fn new(queue: QueueId, id: CommandId, command: u64) -> Self {
-        Self {
-            queue,
-            id,
-            status: Status::SUCCESS,
-            result: 0,
-            place: (NamespaceId(0), Lba(0)),
-            command,
-            covers: None,
-            interrupts: true,
-            posted_id: id,
-            copies: 1,
-        }
-    }
-
-    /// The same command, failed.
-    pub(super) fn failed(mut self, status: Status) -> Self {
-        self.status = status;
-        self.covers = None;
-        self
-    }
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::core::Answer;
+use super::answers::Answer;
 use crate::spec::log::ErrorLogEntry;
 use crate::units::{Lba, NamespaceId};
 

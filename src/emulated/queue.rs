@@ -62,9 +62,10 @@ impl SubmissionQueue {
         }
     }
 
-    /// Whether the doorbell holds a value that was not looked at, or commands wait to be fetched.
+    /// Whether [`SubmissionQueue::fetch`] would find something.
     pub(super) fn has_news(&self, doorbell: u32) -> bool {
-        doorbell != self.rung || self.head != self.tail
+        let room = self.waiting.len() < self.entries as usize;
+        doorbell != self.rung || (self.head != self.tail && room)
     }
 
     /// Looks at the doorbell and fetches what is new, as long as no more commands wait than the

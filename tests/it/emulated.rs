@@ -900,6 +900,34 @@ fn a_file_is_a_medium() {
 }
 
 #[test]
+fn a_thread_goes_on_when_a_full_queue_has_room() {
+    let mut host = Host::new();
+    let small = Queue::new(&host.arena, 2, 2);
+    let id = QueueId(2);
+    let create = SubmissionEntry::create_completion_queue(id, 2, small.completion.iova(), Some(2));
+    assert_eq!(host.admin(create).code(), StatusCode::SUCCESS);
+    let create = SubmissionEntry::create_submission_queue(id, 2, small.submission.iova(), id);
+    assert_eq!(host.admin(create).code(), StatusCode::SUCCESS);
+    host.io = Some(small);
+    let interrupt = host.controller.interrupt(2).unwrap();
+    let thread = ControllerThread::spawn(Arc::clone(&host.controller)).unwrap();
+    for _ in 0..20 {
+        // The second command finds the queue full, until the first answer is consumed.
+        host.submit(2, SubmissionEntry::flush(NS));
+        interrupt.wait(None);
+        interrupt.consume();
+        host.submit(2, SubmissionEntry::flush(NS));
+        for _ in 0..2 {
+            while host.reap(2).is_none() {
+                interrupt.wait(None);
+                interrupt.consume();
+            }
+        }
+    }
+    drop(thread);
+}
+
+#[test]
 fn a_thread_serves_and_stops() {
     let mut host = Host::new();
     let interrupt = host.controller.interrupt(1).unwrap();

@@ -149,7 +149,7 @@ impl DmaArena {
     #[must_use]
     pub fn allocate_shared(&self, length: usize) -> Option<SharedMemory> {
         let buffer = self.allocate_zeroed(length)?;
-        Some(SharedMemory(buffer))
+        Some(SharedMemory(buffer.into_device()))
     }
 
     /// The whole arena as the device sees it.
@@ -390,8 +390,9 @@ impl fmt::Debug for DeviceBuffer {
 }
 
 /// Memory that CPU and device use at the same time: a submission or completion queue, a PRP
-/// list. Offsets are bytes; an access outside is the caller's mistake and panics.
-pub struct SharedMemory(DmaBuffer);
+/// list. Offsets are bytes; an access outside is the caller's mistake and panics. As with a
+/// [`DeviceBuffer`], dropping it puts its memory in quarantine; `reclaim` takes it back.
+pub struct SharedMemory(DeviceBuffer);
 
 impl SharedMemory {
     /// Where the device sees the first byte.
@@ -403,7 +404,7 @@ impl SharedMemory {
     /// Length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.0.length
+        self.0.len()
     }
 
     /// Whether the length is 0.
@@ -412,11 +413,18 @@ impl SharedMemory {
         self.len() == 0
     }
 
+    /// Takes the memory back. Only code that has seen the device stop using it may call this: the
+    /// queue's deletion, or a reset that the device confirmed.
+    #[must_use]
+    pub fn reclaim(self) -> DmaBuffer {
+        self.0.reclaim()
+    }
+
     fn word(&self, offset: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(8) && offset + 8 <= self.len(), "word at {offset}");
         // SAFETY: in bounds and aligned (asserted; the base is page-aligned); the memory is only
         // accessed through atomics and the arena outlives `self`.
-        unsafe { &*self.0.0.pointer().add(offset).cast::<AtomicU64>() }
+        unsafe { &*self.0.pointer().add(offset).cast::<AtomicU64>() }
     }
 
     /// Loads eight bytes; what the device wrote before them is visible after it (acquire).
@@ -670,5 +678,10 @@ mod tests {
         assert_eq!(seen, entry);
         queue.clear();
         assert_eq!(queue.load_acquire(8), 0);
+        let whole = arena.free();
+        drop(queue.reclaim());
+        assert_eq!(arena.free().get(), whole.get() + 4096);
+        drop(arena.allocate_shared(4096).unwrap());
+        assert_eq!((arena.free(), arena.quarantined()), (whole, ByteCount(4096)));
     }
 }

@@ -31,6 +31,8 @@ pub const NSSR_RESET: u32 = 0x4e56_4d65;
 pub const GONE32: u32 = u32::MAX;
 /// Reads of a controller that is gone, 64 bits.
 pub const GONE64: u64 = u64::MAX;
+/// Version 2.0.0 in [`VS`].
+pub const VERSION_2_0: u32 = 0x0002_0000;
 /// Version 1.4.0 in [`VS`].
 pub const VERSION_1_4: u32 = 0x0001_0400;
 

@@ -9,5 +9,7 @@ pub mod dma;
 pub mod event;
 pub mod file;
 pub mod fuse;
+pub mod pci;
 pub mod thread;
 pub mod transport;
+pub mod vfio;

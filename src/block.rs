@@ -26,6 +26,7 @@ use std::future::Future;
 use std::io;
 
 pub use any::{AnyChannel, AnyDevice};
+pub(crate) use flush_group::FlushGroup;
 
 use crate::hw::dma::DmaBuffer;
 use crate::units::{BlockCount, BlockSize, ByteCount, Lba};

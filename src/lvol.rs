@@ -1,4 +1,40 @@
 //! The lvolstore: SPDK's on-disk format with ordered, flushed commits.
+//!
+//! ```text
+//!  reactor A          reactor B          the owner's reactor
+//!  VolumeIo           VolumeIo ---mail--> Store
+//!     |   \              |   \           allocate, operations, commit, reclaim
+//!     |    `-- VolumeMap-+----`---------- (writes it; the others only read it)
+//!     v                  v                   v
+//!  device channel     device channel      device channel
+//! ```
+//!
+//! [`Store`] is the pool at its one owner; [`StoreIo`] and [`VolumeIo`] are a reactor's way to its
+//! volumes; [`VolumeMap`] is what both share. `commit.rs` has the order in which things become
+//! durable, `recover.rs` how they are found again, `format` the bytes.
 
+mod allocate;
+mod allocator;
+mod commit;
+mod create;
+mod error;
 pub mod format;
+mod io;
+mod metadata_io;
+mod operations;
+mod reclaim;
+mod recover;
+mod store;
+mod tracker;
 pub mod validate;
+mod volume;
+mod volume_map;
+
+pub use create::FormatOptions;
+pub use error::{Damage, Error, IoFailure, ReadOnlyReason, Resource, VolumeTransfer};
+pub use io::{StoreIo, VolumeIo};
+pub use operations::NewVolume;
+pub use recover::Recovery;
+pub use store::{Quarantined, Store, StoreCounters, StoreInfo, StoreState};
+pub use volume::VolumeInfo;
+pub use volume_map::{Place, VOLUME_CLUSTERS_LIMIT, VolumeMap};

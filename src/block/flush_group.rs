@@ -14,14 +14,14 @@ use crate::reactor::Reactor;
 
 /// Those who wait for the next flush of one channel, and whether a task serves them.
 #[derive(Default)]
-pub(super) struct FlushGroup {
+pub(crate) struct FlushGroup {
     served: Cell<bool>,
     waiting: RefCell<Vec<oneshot::Sender<Result<(), BlockError>>>>,
 }
 
 impl FlushGroup {
     /// Waits for a flush that starts after this call. `flush_once` runs one on the device.
-    pub(super) async fn join<F, Fut>(
+    pub(crate) async fn join<F, Fut>(
         self: &Rc<Self>,
         reactor: &Reactor,
         flush_once: F,

@@ -1,1 +1,5 @@
 //! The lvolstore: operations, and power cuts in the middle of them.
+
+mod bench;
+mod golden_images;
+mod operations;

@@ -1,0 +1,383 @@
+//! The owner's part of volume I/O: the first write to a cluster, and taking clusters away.
+//!
+//! A first write, in order:
+//!
+//! 1. A free cluster is taken, in memory only. Others who want to write the same cluster of the
+//!    volume wait.
+//! 2. The data is written to it, and around the data zeros or, for a clone, what the parent has.
+//! 3. When all of it has completed, the map names the cluster and its extent page is dirty: from
+//!    here on everybody reads and writes it in place. The next commit makes that durable.
+//!
+//! So no volume ever shows what a cluster held before. If anything fails, the map stays as it was
+//! and the cluster is free again, unless the device may still write to it.
+
+use std::sync::Arc;
+
+use futures_channel::oneshot;
+use futures_util::future::join3;
+
+use crate::block::{BlockDevice, BlockError, Durability};
+use crate::hw::dma::DmaBuffer;
+use crate::units::{BlockCount, ClusterIndex, Lba, VolumeCluster};
+
+use super::error::{Error, IoFailure, Resource, VolumeTransfer};
+use super::metadata_io::Stretch;
+use super::store::Store;
+use super::volume_map::{Place, VolumeMap};
+
+/// Bytes copied from a parent by one read and one write.
+const COPY_STEP: usize = 256 << 10;
+
+/// What a cluster holds beside the data of its first write.
+#[derive(Clone, Copy)]
+enum Background {
+    Zeros,
+    Parent(ClusterIndex),
+}
+
+/// The right to give a cluster of a volume its place. Dropping it wakes those who wait for it.
+struct Allocation<'a, D: BlockDevice> {
+    store: &'a Store<D>,
+    map: Arc<VolumeMap>,
+    cluster: VolumeCluster,
+}
+
+impl<D: BlockDevice> Drop for Allocation<'_, D> {
+    fn drop(&mut self) {
+        // Dropping the senders wakes those who wait. An error: the volume is gone, and with it they.
+        let mut state = self.store.state.borrow_mut();
+        let volume = state.of_map(&self.map);
+        drop(volume.map(|volume| volume.allocating.remove(&self.cluster)));
+    }
+}
+
+/// What a write to a cluster has to do.
+enum Begun<'a, D: BlockDevice> {
+    /// Write in place.
+    Placed(ClusterIndex),
+    /// Give it a place first.
+    Place(Allocation<'a, D>, Background),
+}
+
+impl<D: BlockDevice> Store<D> {
+    /// Writes `buffer` into one cluster, `block` blocks from its start, giving it a place first if
+    /// it has none of its own.
+    pub(super) async fn write_cluster(
+        &self,
+        map: Arc<VolumeMap>,
+        cluster: VolumeCluster,
+        block: BlockCount,
+        buffer: DmaBuffer,
+    ) -> VolumeTransfer {
+        match self.begin(&map, cluster).await {
+            Err(error) => Err(IoFailure::new(error, buffer)),
+            Ok(Begun::Placed(place)) => {
+                let flight = self.tracker.enter();
+                let start = Lba(self.cluster_stretch(place).start.0 + block.0);
+                let written = self.io.device().write(start, buffer, Durability::Cached).await;
+                flight.finish();
+                Ok(written?)
+            }
+            Ok(Begun::Place(allocation, background)) => {
+                let place = match self.take_cluster().await {
+                    Ok(place) => place,
+                    Err(error) => return Err(IoFailure::new(error, buffer)),
+                };
+                let flight = self.tracker.enter();
+                let written = self.fill(place, background, Some((block, buffer))).await;
+                let installed = self.install(&map, cluster, place, written);
+                flight.finish();
+                drop(allocation);
+                match installed? {
+                    Some(buffer) => Ok(buffer),
+                    None => unreachable!("a fill gives back the buffer it was given"),
+                }
+            }
+        }
+    }
+
+    /// Gives clusters without a place one that reads as zeros; stops at the first failure.
+    pub(super) async fn allocate_clusters(
+        &self,
+        map: Arc<VolumeMap>,
+        clusters: std::ops::Range<u32>,
+    ) -> Result<(), Error> {
+        let mut at = VolumeCluster(clusters.start);
+        while let Some(cluster) = map.find(at, clusters.end, false) {
+            self.place_zeros(&map, cluster).await?;
+            at = VolumeCluster(cluster.0 + 1);
+        }
+        Ok(())
+    }
+
+    /// Makes whole clusters read as zeros, giving their places up where that is possible: in a
+    /// thin volume, where no parent shows through. The next commit makes it durable.
+    pub(super) async fn unmap_clusters(
+        &self,
+        map: Arc<VolumeMap>,
+        clusters: std::ops::Range<u32>,
+    ) -> Result<(), Error> {
+        let mut at = VolumeCluster(clusters.start);
+        while let Some(cluster) = map.find(at, clusters.end, true) {
+            at = VolumeCluster(cluster.0 + 1);
+            if self.unmap_now(&map, cluster)? {
+                continue;
+            }
+            match map.get(cluster) {
+                Place::None => {}
+                Place::Parent(_) => self.place_zeros(&map, cluster).await?,
+                Place::Own(place) => {
+                    let flight = self.tracker.enter();
+                    let zeroed = self.io.zero(&[self.cluster_stretch(place)]).await;
+                    flight.finish();
+                    zeroed?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the place away if nothing but zeros would show; true if so.
+    fn unmap_now(&self, map: &Arc<VolumeMap>, cluster: VolumeCluster) -> Result<bool, Error> {
+        let mut state = self.state.borrow_mut();
+        let volume = state.of_map(map)?;
+        volume.map.check_write()?;
+        let (thin, parent) = (volume.blob.flags.thin, volume.blob.parent());
+        let shows_parent = match parent.and_then(|parent| state.volumes.get(&parent)) {
+            Some(parent) => cluster.0 < parent.clusters.0 && parent.map.get(cluster) != Place::None,
+            None => parent.is_some(),
+        };
+        let volume = state.of_map(map)?;
+        let own = matches!(volume.map.get(cluster), Place::Own(_));
+        if !thin || shows_parent || volume.blob.flags.external_snapshot || !own {
+            return Ok(false);
+        }
+        volume.map.change();
+        volume.unmap(cluster);
+        Ok(true)
+    }
+
+    /// Gives a cluster a place of its own that reads as zeros, if it has none.
+    async fn place_zeros(&self, map: &Arc<VolumeMap>, cluster: VolumeCluster) -> Result<(), Error> {
+        let Begun::Place(allocation, _) = self.begin(map, cluster).await? else {
+            return Ok(());
+        };
+        let place = self.take_cluster().await?;
+        let flight = self.tracker.enter();
+        let written = self.fill(place, Background::Zeros, None).await;
+        let installed = self.install(map, cluster, place, written);
+        flight.finish();
+        drop(allocation);
+        installed.map(drop).map_err(|failed| failed.error)
+    }
+
+    /// Finds out what a write to a cluster has to do. Waits for another first write of it.
+    async fn begin(
+        &self,
+        map: &Arc<VolumeMap>,
+        cluster: VolumeCluster,
+    ) -> Result<Begun<'_, D>, Error> {
+        loop {
+            let waiting = {
+                let mut state = self.state.borrow_mut();
+                let volume = state.of_map(map)?;
+                volume.map.check_write()?;
+                if cluster.0 >= volume.clusters.0 {
+                    return Err(Error::NotFound);
+                }
+                let background = match volume.map.get(cluster) {
+                    Place::Own(place) => return Ok(Begun::Placed(place)),
+                    Place::Parent(parent) => Background::Parent(parent),
+                    Place::None => Background::Zeros,
+                };
+                let Some(others) = volume.allocating.get_mut(&cluster) else {
+                    volume.allocating.insert(cluster, Vec::new());
+                    let map = Arc::clone(map);
+                    return Ok(Begun::Place(Allocation { store: self, map, cluster }, background));
+                };
+                let (done, waiting) = oneshot::channel();
+                others.push(done);
+                waiting
+            };
+            // An error: the volume is gone, which the next round sees.
+            let _woken = waiting.await;
+        }
+    }
+
+    /// Makes a volume's mapping durable, and all data that completed before this call.
+    pub(super) async fn commit_map(&self, map: Arc<VolumeMap>) -> Result<(), Error> {
+        self.state.borrow_mut().of_map(&map)?;
+        self.commit([map.blob()]).await
+    }
+
+    /// Takes a free cluster. If there is none, those that are on their way back are waited for.
+    pub(super) async fn take_cluster(&self) -> Result<ClusterIndex, Error> {
+        loop {
+            let taken = self.state.borrow_mut().allocator.take_cluster();
+            if taken.is_ok() || !self.find_space().await? {
+                return taken;
+            }
+        }
+    }
+
+    /// Brings clusters back that volumes gave up; false if there are none.
+    async fn find_space(&self) -> Result<bool, Error> {
+        if self.reclaims.settle_once().await {
+            return Ok(true);
+        }
+        let droppers: Vec<_> = {
+            let state = self.state.borrow();
+            let droppers = state.volumes.iter().filter(|(_, volume)| !volume.dropped.is_empty());
+            droppers.map(|(id, _)| *id).collect()
+        };
+        if droppers.is_empty() {
+            return Ok(false);
+        }
+        self.commit(droppers).await?;
+        Ok(true)
+    }
+
+    /// Step 2: writes the whole of a cluster.
+    async fn fill(
+        &self,
+        place: ClusterIndex,
+        background: Background,
+        data: Option<(BlockCount, DmaBuffer)>,
+    ) -> Result<Option<DmaBuffer>, IoFailure> {
+        let whole = self.cluster_stretch(place);
+        let Some((block, buffer)) = data else {
+            let filled = self.fill_around(background, whole, 0, whole.blocks.0).await;
+            return filled
+                .map(|()| None)
+                .map_err(|error| IoFailure { error: error.into(), buffer: None });
+        };
+        let shift = self.layout.block_size().shift();
+        let end = block.0 + (buffer.len() as u64 >> shift);
+        let data_start = Lba(whole.start.0 + block.0);
+        let (written, before, after) = join3(
+            self.io.device().write(data_start, buffer, Durability::Cached),
+            self.fill_around(background, whole, 0, block.0),
+            self.fill_around(background, whole, end, whole.blocks.0),
+        )
+        .await;
+        match (written, before.and(after)) {
+            (Ok(buffer), Ok(())) => Ok(Some(buffer)),
+            (Ok(buffer), Err(error)) => Err(IoFailure::new(error.into(), buffer)),
+            (Err(failed), _) => Err(failed.into()),
+        }
+    }
+
+    /// Fills blocks `from..to` of a cluster.
+    async fn fill_around(
+        &self,
+        background: Background,
+        whole: Stretch,
+        from: u64,
+        to: u64,
+    ) -> Result<(), BlockError> {
+        if from >= to {
+            return Ok(());
+        }
+        let bytes = (to - from) << self.layout.block_size().shift();
+        match background {
+            Background::Zeros => {
+                self.count(|counters| counters.bytes_zeroed += bytes);
+                let start = Lba(whole.start.0 + from);
+                self.io.zero(&[Stretch { start, blocks: BlockCount(to - from) }]).await
+            }
+            Background::Parent(parent) => {
+                self.count(|counters| counters.bytes_copied += bytes);
+                self.copy(self.cluster_stretch(parent), whole, from, to).await
+            }
+        }
+    }
+
+    async fn copy(
+        &self,
+        source: Stretch,
+        target: Stretch,
+        from: u64,
+        to: u64,
+    ) -> Result<(), BlockError> {
+        let shift = self.layout.block_size().shift();
+        let step = (COPY_STEP as u64 >> shift).max(1);
+        let mut at = from;
+        while at < to {
+            let blocks = step.min(to - at);
+            let length = (blocks << shift) as usize;
+            let memory = BlockError::NoMemory { bytes: length as u64 };
+            let buffer = self.io.arena().allocate(length).ok_or(memory)?;
+            let device = self.io.device();
+            let read = device.read(Lba(source.start.0 + at), buffer).await;
+            let buffer = read.map_err(|failed| failed.error)?;
+            let written = device.write(Lba(target.start.0 + at), buffer, Durability::Cached).await;
+            drop(written.map_err(|failed| failed.error)?);
+            at += blocks;
+        }
+        Ok(())
+    }
+
+    /// Step 3, or giving the cluster back.
+    fn install(
+        &self,
+        map: &Arc<VolumeMap>,
+        cluster: VolumeCluster,
+        place: ClusterIndex,
+        written: Result<Option<DmaBuffer>, IoFailure>,
+    ) -> Result<Option<DmaBuffer>, IoFailure> {
+        let mut state = self.state.borrow_mut();
+        let result = match written {
+            Ok(buffer) => match state.has_room_for_page(map, cluster) {
+                Ok(()) => Ok(buffer),
+                Err(error) => Err(IoFailure { error, buffer }),
+            },
+            Err(failed) => Err(failed),
+        };
+        match &result {
+            Ok(_) => {
+                let Ok(volume) = state.of_map(map) else {
+                    unreachable!("it was there just now");
+                };
+                volume.map.change();
+                volume.map.set(cluster, Place::Own(place));
+                volume.touch(cluster);
+                self.count(|counters| counters.clusters_allocated += 1);
+            }
+            // The outcome of the write is unknown: it may still happen.
+            Err(IoFailure { error: Error::Device(BlockError::NoAnswer { .. }), .. })
+            | Err(IoFailure { error: Error::Device(_), buffer: None }) => state.lost.push(place),
+            Err(_) => state.allocator.free_cluster(place),
+        }
+        result
+    }
+}
+
+impl super::store::State {
+    /// Whether a cluster may be installed now, and its extent page be written by a commit.
+    fn has_room_for_page(
+        &mut self,
+        map: &Arc<VolumeMap>,
+        cluster: VolumeCluster,
+    ) -> Result<(), Error> {
+        let slot = super::format::TableSlot::of(cluster);
+        let volume = self.of_map(map)?;
+        volume.map.check_write()?;
+        if cluster.0 >= volume.clusters.0 {
+            return Err(Error::NotFound);
+        }
+        if volume.dirty.contains(&slot) {
+            return Ok(());
+        }
+        // All dirty volumes must fit into a commit, and this page beside them.
+        let wanted: usize = self
+            .volumes
+            .values()
+            .filter(|volume| volume.is_dirty() && !volume.deleted)
+            .map(|volume| volume.dirty.len() + volume.blob.chain.len() + 2)
+            .sum();
+        if wanted + 3 > self.allocator.free_pages() as usize {
+            return Err(Error::NoSpace { what: Resource::MetadataPage });
+        }
+        Ok(())
+    }
+}

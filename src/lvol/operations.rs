@@ -1,0 +1,405 @@
+//! Operations on volumes: create, delete, resize, rename, attributes.
+//!
+//! One at a time: each is durable before the next begins, so that no crash can leave a state that
+//! would need two operations to be half done. I/O and its commits go on meanwhile.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::block::{BlockDevice, BlockError};
+use crate::units::{BlobId, ByteCount, ClusterCount, ClusterIndex, VolumeCluster};
+
+use super::commit::last_slot;
+use super::error::{Error, Resource};
+use super::format::{ClearMethod, Mapping, VolumeName, Xattr, Xattrs, blob_id, lvolstore};
+use super::store::Store;
+use super::volume::{Volume, VolumeInfo};
+use super::volume_map::{DELETED, Place, VOLUME_CLUSTERS_LIMIT, VolumeMap};
+
+/// Attributes that belong to the lvolstore.
+const RESERVED: [&[u8]; 2] = [b"name", b"uuid"];
+
+/// A volume to be made.
+#[derive(Clone, Debug)]
+pub struct NewVolume {
+    /// Its name: 1 to 63 bytes, not taken.
+    pub name: String,
+    /// Its size, which is rounded up to whole clusters.
+    pub size: ByteCount,
+    /// Whether clusters are allocated when they are first written; else all are at once.
+    pub thin: bool,
+    /// Its UUID; a random one if `None`.
+    pub uuid: Option<Uuid>,
+    /// What happens to clusters that it gives up.
+    pub clear_method: ClearMethod,
+}
+
+impl NewVolume {
+    /// A thin volume.
+    #[must_use]
+    pub fn thin(name: &str, size: ByteCount) -> Self {
+        let clear_method = ClearMethod::Default;
+        Self { name: name.to_owned(), size, thin: true, uuid: None, clear_method }
+    }
+
+    /// A thick volume.
+    #[must_use]
+    pub fn thick(name: &str, size: ByteCount) -> Self {
+        Self { thin: false, ..Self::thin(name, size) }
+    }
+}
+
+impl<D: BlockDevice> Store<D> {
+    /// Makes a volume that reads as zeros. On return it is durable.
+    ///
+    /// # Errors
+    /// [`Error::Exists`], [`Error::InvalidName`], [`Error::TooLarge`], [`Error::NoSpace`] (nothing
+    /// is left behind), [`Error::Device`], [`Error::Poisoned`], [`Error::Closed`].
+    pub async fn create_volume(&self, new: NewVolume) -> Result<VolumeInfo, Error> {
+        let _one_at_a_time = self.operations.lock().await;
+        self.check_alive()?;
+        let name = self.free_name(&new.name)?;
+        let clusters = self.clusters_for(new.size)?;
+        let places = if new.thin { Vec::new() } else { self.take_zeroed(clusters.0).await? };
+        let root = {
+            let mut state = self.state.borrow_mut();
+            let root = if state.allocator.free_pages() < 2 {
+                Err(Error::NoSpace { what: Resource::MetadataPage })
+            } else {
+                state.allocator.take_root_page()
+            };
+            root.inspect_err(|_| {
+                places.iter().for_each(|place| state.allocator.free_cluster(*place));
+            })?
+        };
+        let id = blob_id(root);
+        let uuid = new.uuid.unwrap_or_else(Uuid::new_v4);
+        let mut blob = lvolstore::volume_blob(id, &name, uuid, clusters);
+        blob.flags.thin = new.thin;
+        blob.flags.clear_method = new.clear_method;
+        let map = Arc::new(VolumeMap::new(id, &self.layout, &self.fate));
+        let mut volume = Volume::new(blob, Arc::clone(&map), name.clone(), clusters);
+        volume.root_dirty = true;
+        map_all(&mut volume, 0, &places);
+        {
+            let mut state = self.state.borrow_mut();
+            state.names.insert(name, id);
+            state.volumes.insert(id, volume);
+        }
+        if let Err(error) = self.commit([id]).await {
+            self.forget(id, root);
+            return Err(error);
+        }
+        map.set_clusters(clusters);
+        tracing::info!(volume = %new.name, blob = id.0, size = new.size.0, thin = new.thin, "created");
+        self.volume(id).ok_or(Error::NotFound)
+    }
+
+    /// A volume whose first commit failed does not exist. What the medium says of it is unknown if
+    /// the pool is poisoned, and nothing otherwise: there was no space.
+    fn forget(&self, id: BlobId, root: crate::units::PageIndex) {
+        let mut state = self.state.borrow_mut();
+        let Some(volume) = state.volumes.remove(&id) else { return };
+        state.names.remove(&volume.name);
+        volume.map.set_flags(DELETED);
+        if self.fate.error().is_none() {
+            state.allocator.free_page(root);
+            for cluster in (0..volume.clusters.0).map(VolumeCluster) {
+                if let Place::Own(place) = volume.map.get(cluster) {
+                    state.allocator.free_cluster(place);
+                }
+            }
+        }
+    }
+
+    /// Deletes a volume. On return that is durable; its clusters come back soon after.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::HasClones`], [`Error::ReadOnly`] if it shares a cluster or
+    /// page with a volume that is no relative, [`Error::Poisoned`], [`Error::Closed`].
+    pub async fn delete_volume(&self, id: BlobId) -> Result<(), Error> {
+        let _one_at_a_time = self.operations.lock().await;
+        self.check_alive()?;
+        {
+            let mut state = self.state.borrow_mut();
+            let clones = state.clones(id);
+            if let Some(first) = clones.first() {
+                return Err(Error::HasClones { clones: clones.len(), first: *first });
+            }
+            let volume = state.served_mut(id)?;
+            if let Some(reason) = volume.shares() {
+                return Err(Error::ReadOnly { reason });
+            }
+            volume.deleted = true;
+            volume.map.set_flags(DELETED);
+            let end = volume.clusters.0;
+            drop_from(volume, 0, end);
+            let name = volume.name.clone();
+            state.names.remove(&name);
+            tracing::info!(volume = %name, blob = id.0, "deleted");
+        }
+        self.commit([id]).await
+    }
+
+    /// Changes the size of a volume, rounded up to whole clusters. What is cut off is gone; what is
+    /// added reads as zeros. On return it is durable.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::ReadOnly`], [`Error::TooLarge`], [`Error::NoSpace`] (the size
+    /// stays), [`Error::Device`], [`Error::Poisoned`], [`Error::Closed`].
+    pub async fn resize_volume(&self, id: BlobId, size: ByteCount) -> Result<(), Error> {
+        let _one_at_a_time = self.operations.lock().await;
+        self.check_alive()?;
+        let wanted = self.clusters_for(size)?;
+        let (now, thin) = {
+            let state = self.state.borrow();
+            let volume = state.served(id)?;
+            volume.check_change()?;
+            (volume.clusters, volume.blob.flags.thin)
+        };
+        match wanted.cmp(&now) {
+            std::cmp::Ordering::Equal => return Ok(()),
+            std::cmp::Ordering::Less => self.shrink(id, wanted)?,
+            std::cmp::Ordering::Greater => {
+                let added = if thin { 0 } else { wanted.0 - now.0 };
+                let places = self.take_zeroed(added).await?;
+                self.grow(id, wanted, &places)?;
+            }
+        }
+        let committed = self.commit([id]).await;
+        let state = self.state.borrow();
+        // Without space for its pages the new size stays to be committed later; it is valid.
+        state.served(id)?.map.set_clusters(wanted);
+        tracing::info!(blob = id.0, clusters = wanted.0, "resized");
+        committed
+    }
+
+    fn shrink(&self, id: BlobId, wanted: ClusterCount) -> Result<(), Error> {
+        let mut state = self.state.borrow_mut();
+        let volume = state.served_mut(id)?;
+        let end = volume.clusters.0;
+        volume.map.change();
+        volume.map.set_clusters(wanted);
+        volume.clusters = wanted;
+        drop_from(volume, wanted.0, end);
+        volume.root_dirty = true;
+        let last = last_slot(volume);
+        volume.dirty.extend(last);
+        Ok(())
+    }
+
+    fn grow(&self, id: BlobId, wanted: ClusterCount, places: &[ClusterIndex]) -> Result<(), Error> {
+        let mut state = self.state.borrow_mut();
+        let volume = match state.served_mut(id) {
+            Ok(volume) => volume,
+            Err(error) => {
+                places.iter().for_each(|place| state.allocator.free_cluster(*place));
+                return Err(error);
+            }
+        };
+        // The old last extent page gets more entries.
+        let last = last_slot(volume);
+        volume.dirty.extend(last);
+        let first = volume.clusters.0;
+        volume.map.change();
+        volume.clusters = wanted;
+        volume.root_dirty = true;
+        map_all(volume, first, places);
+        Ok(())
+    }
+
+    /// Gives a volume another name. On return it is durable.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Exists`], [`Error::InvalidName`], [`Error::ReadOnly`],
+    /// [`Error::NoSpace`], [`Error::Poisoned`], [`Error::Closed`].
+    pub async fn rename_volume(&self, id: BlobId, name: &str) -> Result<(), Error> {
+        let _one_at_a_time = self.operations.lock().await;
+        self.check_alive()?;
+        {
+            let state = self.state.borrow();
+            let volume = state.served(id)?;
+            volume.check_change()?;
+            if volume.name.as_str() == name {
+                return Ok(());
+            }
+        }
+        let name = self.free_name(name)?;
+        {
+            let mut state = self.state.borrow_mut();
+            let volume = state.served_mut(id)?;
+            lvolstore::rename(&mut volume.blob.xattrs, &name);
+            volume.root_dirty = true;
+            let old = std::mem::replace(&mut volume.name, name.clone());
+            state.names.remove(&old);
+            state.names.insert(name.clone(), id);
+            tracing::info!(from = %old, to = %name, blob = id.0, "renamed");
+        }
+        self.commit([id]).await
+    }
+
+    /// Gives the pool another name. On return it is durable.
+    ///
+    /// # Errors
+    /// [`Error::InvalidName`], [`Error::Poisoned`], [`Error::Closed`].
+    pub async fn rename(&self, name: &str) -> Result<(), Error> {
+        let _one_at_a_time = self.operations.lock().await;
+        self.check_alive()?;
+        let name = VolumeName::new(name)?;
+        let id = {
+            let mut state = self.state.borrow_mut();
+            let id = state.own_blob;
+            if let Some(own) = state.volumes.get_mut(&id) {
+                lvolstore::rename(&mut own.blob.xattrs, &name);
+                own.name = name;
+                own.root_dirty = true;
+            }
+            id
+        };
+        self.commit([id]).await
+    }
+
+    /// Makes a volume read-only, for good. On return it is durable.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Poisoned`], [`Error::Closed`].
+    pub async fn set_read_only(&self, id: BlobId) -> Result<(), Error> {
+        let _one_at_a_time = self.operations.lock().await;
+        self.check_alive()?;
+        {
+            let mut state = self.state.borrow_mut();
+            let volume = state.served_mut(id)?;
+            if volume.blob.flags.read_only {
+                return Ok(());
+            }
+            volume.blob.flags.read_only = true;
+            volume.root_dirty = true;
+            volume.show_flags();
+        }
+        self.commit([id]).await
+    }
+
+    /// The attributes of a volume, but not those of the lvolstore itself.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn xattrs(&self, id: BlobId) -> Result<Vec<Xattr>, Error> {
+        let state = self.state.borrow();
+        let xattrs = state.served(id)?.blob.xattrs.iter();
+        let others = xattrs.filter(|xattr| !RESERVED.contains(&xattr.name.as_slice()));
+        Ok(others.cloned().collect())
+    }
+
+    /// Sets an attribute of a volume. On return it is durable.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::ReservedAttribute`], [`Error::InvalidAttribute`],
+    /// [`Error::ReadOnly`], [`Error::NoSpace`], [`Error::Poisoned`], [`Error::Closed`].
+    pub async fn set_xattr(&self, id: BlobId, name: &[u8], value: &[u8]) -> Result<(), Error> {
+        self.change_xattrs(id, name, |xattrs| Ok(xattrs.set(name, value)?)).await
+    }
+
+    /// Removes an attribute of a volume. On return that is durable.
+    ///
+    /// # Errors
+    /// As for [`Store::set_xattr`], and [`Error::NoAttribute`].
+    pub async fn remove_xattr(&self, id: BlobId, name: &[u8]) -> Result<(), Error> {
+        let remove = |xattrs: &mut Xattrs| {
+            if xattrs.remove(name) { Ok(()) } else { Err(Error::NoAttribute) }
+        };
+        self.change_xattrs(id, name, remove).await
+    }
+
+    async fn change_xattrs(
+        &self,
+        id: BlobId,
+        name: &[u8],
+        change: impl FnOnce(&mut Xattrs) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let _one_at_a_time = self.operations.lock().await;
+        self.check_alive()?;
+        if RESERVED.contains(&name) {
+            return Err(Error::ReservedAttribute);
+        }
+        let before = {
+            let mut state = self.state.borrow_mut();
+            let volume = state.served_mut(id)?;
+            volume.check_change()?;
+            let before = volume.blob.xattrs.clone();
+            change(&mut volume.blob.xattrs)?;
+            volume.root_dirty = true;
+            before
+        };
+        let committed = self.commit([id]).await;
+        if matches!(committed, Err(Error::NoSpace { .. }))
+            && let Ok(volume) = self.state.borrow_mut().served_mut(id)
+        {
+            volume.blob.xattrs = before;
+        }
+        committed
+    }
+
+    fn free_name(&self, name: &str) -> Result<VolumeName, Error> {
+        let valid = VolumeName::new(name)?;
+        if self.state.borrow().names.contains_key(&valid) {
+            return Err(Error::Exists { name: name.to_owned() });
+        }
+        Ok(valid)
+    }
+
+    fn clusters_for(&self, size: ByteCount) -> Result<ClusterCount, Error> {
+        let limit = self.layout.bytes_of(ClusterCount(VOLUME_CLUSTERS_LIMIT));
+        let clusters = self.layout.clusters_for(size);
+        let fits = clusters.filter(|clusters| clusters.0 <= VOLUME_CLUSTERS_LIMIT);
+        fits.ok_or(Error::TooLarge { size, limit })
+    }
+
+    /// Takes clusters and zeroes them: all or none.
+    async fn take_zeroed(&self, count: u32) -> Result<Vec<ClusterIndex>, Error> {
+        let mut places = Vec::new();
+        let result = self.take_and_zero(count, &mut places).await;
+        if let Err(error) = result {
+            let mut state = self.state.borrow_mut();
+            match error {
+                // The outcome of the zeroing is unknown: it may still happen.
+                Error::Device(BlockError::NoAnswer { .. }) => state.lost.append(&mut places),
+                _ => places.into_iter().for_each(|place| state.allocator.free_cluster(place)),
+            }
+            return Err(error);
+        }
+        Ok(places)
+    }
+
+    async fn take_and_zero(&self, count: u32, places: &mut Vec<ClusterIndex>) -> Result<(), Error> {
+        for _ in 0..count {
+            places.push(self.take_cluster().await?);
+        }
+        let bytes = u64::from(count) * self.layout.cluster_size().0;
+        self.count(|counters| {
+            counters.bytes_zeroed += bytes;
+            counters.clusters_allocated += u64::from(count);
+        });
+        Ok(self.io.zero(&self.joined_clusters(places.clone())).await?)
+    }
+}
+
+/// Gives consecutive clusters of a volume their places.
+fn map_all(volume: &mut Volume, first: u32, places: &[ClusterIndex]) {
+    for (cluster, place) in (first..).map(VolumeCluster).zip(places) {
+        volume.map.set(cluster, Place::Own(*place));
+        volume.touch(cluster);
+    }
+}
+
+/// Takes the places of clusters away; an extent table forgets those beyond its end by itself.
+fn drop_from(volume: &mut Volume, first: u32, end: u32) {
+    let mut at = VolumeCluster(first);
+    while let Some(cluster) = volume.map.find(at, end, true) {
+        volume.unmap(cluster);
+        at = VolumeCluster(cluster.0 + 1);
+    }
+    if matches!(volume.blob.mapping, Mapping::Rle(_)) {
+        volume.root_dirty = true;
+    }
+}

@@ -1,0 +1,399 @@
+//! Opening a pool: from the bytes of its first page to volumes that can be served.
+//!
+//! ```text
+//! super block (checked) -> the set of root pages -> loaded blobs -> relations -> what is in use
+//! ```
+//!
+//! * A cleanly closed store names its roots in a bitmap. The bitmaps are believed if they can be
+//!   read and cover all that the blobs use; otherwise the store is treated as not clean.
+//! * Otherwise the whole metadata region is read, many large reads at a time, and every page that
+//!   is the root of a blob is one. Bitmaps are made from what the blobs use, each thing counted
+//!   once.
+//! * A blob that is damaged, or whose parent is, goes to quarantine with its reason. What it is
+//!   known to use stays reserved. The others are served.
+//! * A cluster or page with two owners makes both read-only, unless one is the other's parent:
+//!   then the child has not finished taking it over, and sees it as its parent's.
+//!
+//! Nothing is written. Memory is bounded by what the region holds: valid pages are kept up to
+//! [`CACHE_PAGES`], others are read again.
+
+mod relate;
+
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use futures_util::stream::{self, StreamExt};
+
+use crate::block::BlockDevice;
+use crate::units::{BlobId, ByteOffset, ClusterIndex, PageIndex};
+
+use super::allocator::Allocator;
+use super::error::{Damage, Error};
+use super::format::{
+    BitSet, Blob, BlobError, BlobReader, ClusterMap, ExtentPage, Layout, Mapping, MaskKind,
+    PageBytes, PageKind, PageProblem, SuperBlock, blob_id, decode_mask, lvolstore, mask_bytes,
+    root_page,
+};
+use super::metadata_io::{MetadataIo, medium};
+use super::store::Quarantined;
+use super::volume::Volume;
+use super::volume_map::{Fate, STORE_CLUSTERS_LIMIT, VOLUME_CLUSTERS_LIMIT};
+use relate::relate;
+
+/// Valid metadata pages kept in memory while the region is scanned: 256 MiB.
+const CACHE_PAGES: usize = 65536;
+/// Bytes of one read of the scan.
+const SCAN_STEP: usize = 1 << 20;
+/// Reads of the scan in flight.
+const SCAN_DEPTH: usize = 8;
+/// Blobs loaded at once.
+const LOAD_DEPTH: usize = 32;
+
+/// How a pool was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Whether the bitmaps of an orderly close could be used.
+    pub clean: bool,
+    /// Metadata pages that were scanned; 0 if clean.
+    pub pages_scanned: u32,
+    /// Blobs found, the store's own included.
+    pub blobs: u32,
+}
+
+/// What opening a pool finds.
+pub(super) struct Recovered {
+    pub(super) super_block: SuperBlock,
+    pub(super) allocator: Allocator,
+    pub(super) volumes: BTreeMap<BlobId, Volume>,
+    pub(super) own_blob: BlobId,
+    pub(super) quarantined: Vec<Quarantined>,
+    pub(super) recovery: Recovery,
+}
+
+/// Reads and checks everything.
+///
+/// # Errors
+/// As `Store::open`.
+pub(super) async fn recover<D: BlockDevice>(
+    io: &MetadataIo<D>,
+    fate: &Arc<Fate>,
+) -> Result<Recovered, Error> {
+    let super_block = read_super_block(io).await?;
+    let own_blob = super_block.super_blob().ok_or(Error::SuperBlob(Damage::Missing))?;
+    let layout = super_block.layout().clone();
+    if super_block.is_clean() {
+        match load_clean(io, &layout, own_blob).await {
+            Ok(loaded) => return relate(super_block, loaded, own_blob, fate),
+            Err(reason) => {
+                tracing::warn!(%reason, "bitmaps of a clean store are wrong; recovering")
+            }
+        }
+    }
+    let scan = scan(io, &layout).await?;
+    let loaded = load_scanned(io, &layout, scan).await;
+    relate(super_block, loaded, own_blob, fate)
+}
+
+async fn read_super_block<D: BlockDevice>(io: &MetadataIo<D>) -> Result<SuperBlock, Error> {
+    let geometry = io.device().geometry();
+    let bytes = io.read_page(ByteOffset(0)).await?;
+    let super_block = SuperBlock::parse(&bytes, medium(geometry))?;
+    let clusters = super_block.layout().clusters().0;
+    if clusters > STORE_CLUSTERS_LIMIT {
+        return Err(Error::TooManyClusters { clusters, limit: STORE_CLUSTERS_LIMIT });
+    }
+    Ok(super_block)
+}
+
+/// What the metadata region holds.
+struct Scan {
+    roots: Vec<PageIndex>,
+    /// Roots that are torn or rotten, as far as their first bytes still tell.
+    broken_roots: Vec<(PageIndex, PageProblem)>,
+    /// Extent pages by the blob that wrote them.
+    extents: HashMap<BlobId, Vec<PageIndex>>,
+    cache: HashMap<PageIndex, Rc<PageBytes>>,
+    pages: u32,
+}
+
+async fn scan<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout) -> Result<Scan, Error> {
+    let slot = layout.metadata_page_size().0 as usize;
+    let per_read = (SCAN_STEP / slot).max(1);
+    let pages = layout.metadata_pages();
+    let mut scan = Scan {
+        roots: Vec::new(),
+        broken_roots: Vec::new(),
+        extents: HashMap::new(),
+        cache: HashMap::new(),
+        pages,
+    };
+    let firsts = (0..pages).step_by(per_read);
+    let reads = firsts.map(|first| async move {
+        let count = per_read.min((pages - first) as usize);
+        let offset = layout.page_offset(PageIndex(first)).unwrap_or_default();
+        (first, io.read(offset, count * slot).await)
+    });
+    let mut reads = stream::iter(reads).buffer_unordered(SCAN_DEPTH);
+    while let Some((first, bytes)) = reads.next().await {
+        for (page, bytes) in (first..).map(PageIndex).zip(bytes?.chunks_exact(slot)) {
+            let (bytes, _) = bytes.split_at(super::format::STRUCTURE_SIZE);
+            let Ok(bytes) = <&PageBytes>::try_from(bytes) else { continue };
+            scan.note(page, bytes);
+        }
+    }
+    scan.roots.sort_unstable();
+    Ok(scan)
+}
+
+impl Scan {
+    fn note(&mut self, page: PageIndex, bytes: &PageBytes) {
+        match PageKind::classify(page, bytes) {
+            PageKind::Root(_) => self.roots.push(page),
+            PageKind::Extent(extent) => self.extents.entry(extent.blob()).or_default().push(page),
+            PageKind::Chain(_) => {}
+            PageKind::Invalid(PageProblem::Erased) | PageKind::Misplaced(_) => return,
+            PageKind::Invalid(problem) => {
+                // Id and sequence number come first, so a torn root still says that it is one.
+                let root = blob_id(page).0.to_le_bytes();
+                if bytes.starts_with(&root) && bytes[8..12] == [0; 4] {
+                    self.broken_roots.push((page, problem));
+                }
+                return;
+            }
+        }
+        if self.cache.len() < CACHE_PAGES {
+            self.cache.insert(page, Rc::new(*bytes));
+        }
+    }
+}
+
+/// Blobs as their pages describe them, and what they use.
+struct Loaded {
+    layout: Layout,
+    allocator: Allocator,
+    blobs: BTreeMap<BlobId, LoadedBlob>,
+    quarantined: Vec<Quarantined>,
+    recovery: Recovery,
+}
+
+struct LoadedBlob {
+    blob: Blob,
+    map: ClusterMap,
+}
+
+/// What one root led to.
+struct Found {
+    id: BlobId,
+    /// Metadata pages that it uses, as far as they are known.
+    pages: Vec<PageIndex>,
+    /// Clusters that a damaged blob is known to use.
+    clusters: Vec<ClusterIndex>,
+    name: Option<String>,
+    result: Result<LoadedBlob, Damage>,
+}
+
+/// Pages from memory, or from the device.
+struct Pages<'a, D> {
+    io: &'a MetadataIo<D>,
+    layout: &'a Layout,
+    cache: HashMap<PageIndex, Rc<PageBytes>>,
+}
+
+impl<D: BlockDevice> Pages<'_, D> {
+    async fn get(&self, page: PageIndex) -> Result<Rc<PageBytes>, Damage> {
+        if let Some(bytes) = self.cache.get(&page) {
+            return Ok(Rc::clone(bytes));
+        }
+        let offset = self.layout.page_offset(page).ok_or(Damage::Missing)?;
+        Ok(Rc::new(self.io.read_page(offset).await?))
+    }
+
+    async fn load(&self, root: PageIndex) -> Found {
+        let mut found = Found {
+            id: blob_id(root),
+            pages: vec![root],
+            clusters: Vec::new(),
+            name: None,
+            result: Err(Damage::Missing),
+        };
+        found.result = self.load_parts(root, &mut found).await;
+        found
+    }
+
+    async fn load_parts(&self, root: PageIndex, found: &mut Found) -> Result<LoadedBlob, Damage> {
+        let mut reader = BlobReader::start(self.layout, root, &*self.get(root).await?)?;
+        while let Some(page) = reader.next_page() {
+            found.pages.push(page);
+            reader.add(&*self.get(page).await?)?;
+        }
+        let blob = reader.finish()?.blob;
+        found.name = lvolstore::name(&blob.xattrs).ok().map(|name| name.to_string());
+        let mut extents = BTreeMap::new();
+        let mut damage = None;
+        if let Mapping::Table(table) = &blob.mapping {
+            for (slot, page) in table.iter() {
+                found.pages.push(page);
+                let parsed = match self.get(page).await {
+                    Ok(bytes) => ExtentPage::parse(self.layout, &bytes)
+                        .map_err(|problem| BlobError { page, problem }.into()),
+                    Err(problem) => Err(problem),
+                };
+                match parsed {
+                    Ok(extent) => {
+                        found.clusters.extend(extent.clusters.iter().flatten());
+                        extents.insert(slot, extent);
+                    }
+                    Err(problem) => damage = damage.or(Some(problem)),
+                }
+            }
+        }
+        if let Some(damage) = damage {
+            return Err(damage);
+        }
+        let map = ClusterMap::of(&blob, &extents)?;
+        found.clusters = map.device_clusters().collect();
+        let clusters = map.clusters().0;
+        if clusters > VOLUME_CLUSTERS_LIMIT {
+            return Err(Damage::TooLarge { clusters });
+        }
+        found.clusters.clear();
+        Ok(LoadedBlob { blob, map })
+    }
+
+    async fn load_all(&self, roots: impl Iterator<Item = PageIndex>) -> Vec<Found> {
+        let loads = roots.map(|root| self.load(root));
+        let mut found: Vec<_> = stream::iter(loads).buffer_unordered(LOAD_DEPTH).collect().await;
+        found.sort_unstable_by_key(|found| found.id);
+        found
+    }
+}
+
+/// Loads by the bitmaps of an orderly close; an error: they cannot be believed.
+async fn load_clean<D: BlockDevice>(
+    io: &MetadataIo<D>,
+    layout: &Layout,
+    own_blob: BlobId,
+) -> Result<Loaded, Damage> {
+    let clusters = read_mask(io, layout, MaskKind::UsedClusters).await?;
+    let used_pages = read_mask(io, layout, MaskKind::UsedPages).await?;
+    let ids = read_mask(io, layout, MaskKind::UsedBlobIds).await?;
+    let pages = Pages { io, layout, cache: HashMap::new() };
+    let found = pages.load_all(ids.iter().map(PageIndex)).await;
+    let mut loaded = Loaded::new(layout, found, Recovery { clean: true, ..Recovery::default() });
+    let covered = loaded.blobs.values().all(|LoadedBlob { blob, map }| {
+        pages_of(blob).iter().all(|page| used_pages.contains(page.0))
+            && map.device_clusters().all(|cluster| clusters.contains(cluster.0))
+    });
+    if !covered || !ids.contains(root_page(own_blob).unwrap_or_default().0) {
+        return Err(Damage::Missing);
+    }
+    // More than the blobs are known to use: what belongs to blobs in quarantine.
+    clusters.iter().for_each(|cluster| {
+        loaded.allocator.claim_cluster(ClusterIndex(cluster));
+    });
+    used_pages.iter().for_each(|page| {
+        loaded.allocator.claim_page(PageIndex(page));
+    });
+    Ok(loaded)
+}
+
+async fn read_mask<D: BlockDevice>(
+    io: &MetadataIo<D>,
+    layout: &Layout,
+    mask: MaskKind,
+) -> Result<BitSet, Damage> {
+    let region = layout.mask_region(mask).ok_or(Damage::Missing)?;
+    let (offset, length) = layout.region_bytes(region);
+    let bits = layout.mask_bits(mask);
+    let page = layout.metadata_page_size().0 as usize;
+    let wanted = mask_bytes(bits).next_multiple_of(page).min(length.0 as usize);
+    Ok(decode_mask(mask, &io.read_region(offset, wanted).await?, bits)?)
+}
+
+/// Loads what a scan found.
+async fn load_scanned<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout, scan: Scan) -> Loaded {
+    let Scan { roots, broken_roots, extents, cache, pages: pages_scanned } = scan;
+    let pages = Pages { io, layout, cache };
+    let mut found = pages.load_all(roots.into_iter()).await;
+    found.extend(broken_roots.into_iter().map(|(root, problem)| Found {
+        id: blob_id(root),
+        pages: vec![root],
+        clusters: Vec::new(),
+        name: None,
+        result: Err(BlobError { page: root, problem }.into()),
+    }));
+    // What a broken blob wrote may still be its own, even if its table is lost.
+    for found in found.iter_mut().filter(|found| found.result.is_err()) {
+        for page in extents.get(&found.id).into_iter().flatten() {
+            let Ok(bytes) = pages.get(*page).await else { continue };
+            if let Ok(extent) = ExtentPage::parse(layout, &bytes) {
+                found.pages.push(*page);
+                found.clusters.extend(extent.clusters.iter().flatten());
+            }
+        }
+    }
+    Loaded::new(layout, found, Recovery { pages_scanned, ..Recovery::default() })
+}
+
+impl Loaded {
+    /// Sorts what was found. What damaged blobs use is claimed; what healthy ones use is claimed
+    /// when they become volumes.
+    fn new(layout: &Layout, found: Vec<Found>, recovery: Recovery) -> Self {
+        let mut loaded = Self {
+            layout: layout.clone(),
+            allocator: Allocator::new(layout),
+            blobs: BTreeMap::new(),
+            quarantined: Vec::new(),
+            recovery: Recovery { blobs: found.len() as u32, ..recovery },
+        };
+        for Found { id, pages, clusters, name, result } in found {
+            match result {
+                Ok(blob) => {
+                    loaded.blobs.insert(id, blob);
+                }
+                Err(damage) => {
+                    loaded.claim(pages.into_iter(), clusters.into_iter());
+                    loaded.quarantine(id, name, damage);
+                }
+            }
+        }
+        loaded
+    }
+
+    fn claim(
+        &mut self,
+        pages: impl Iterator<Item = PageIndex>,
+        clusters: impl Iterator<Item = ClusterIndex>,
+    ) {
+        for page in pages {
+            self.allocator.claim_page(page);
+        }
+        for cluster in clusters {
+            self.allocator.claim_cluster(cluster);
+        }
+    }
+
+    fn quarantine(&mut self, id: BlobId, name: Option<String>, damage: Damage) {
+        tracing::error!(blob = id.0, name, %damage, "volume quarantined");
+        self.quarantined.push(Quarantined { id, name, damage });
+    }
+
+    fn quarantine_loaded(&mut self, id: BlobId, damage: Damage) {
+        if let Some(LoadedBlob { blob, map }) = self.blobs.remove(&id) {
+            self.claim(pages_of(&blob).into_iter(), map.device_clusters());
+            let name = lvolstore::name(&blob.xattrs).ok().map(|name| name.to_string());
+            self.quarantine(id, name, damage);
+        }
+    }
+}
+
+/// The metadata pages of a blob.
+fn pages_of(blob: &Blob) -> Vec<PageIndex> {
+    let mut pages: Vec<_> = root_page(blob.id).into_iter().collect();
+    pages.extend(&blob.chain);
+    if let Mapping::Table(table) = &blob.mapping {
+        pages.extend(table.iter().map(|(_, page)| page));
+    }
+    pages
+}

@@ -1,0 +1,411 @@
+//! A pool that is in use: the one owner of its metadata.
+//!
+//! A [`Store`] lives on one reactor, in an `Rc`; other reactors reach it through [`Store::remote`]
+//! and share of each volume only its [`VolumeMap`]. What it holds in memory is ahead of the medium:
+//! operations change memory at once and ask for a commit (`commit.rs`), which makes it durable.
+//!
+//! Invariants:
+//! * A cluster or metadata page whose bit is clear in the allocator is named by no map, no page on
+//!   the medium that recovery could believe, and no I/O in flight.
+//! * After the first failed flush or metadata write nothing is written any more.
+//! * The super block says clean on the medium only while the medium is exactly what memory says.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::block::{BlockDevice, BlockError};
+use crate::hw::dma::DmaArena;
+use crate::reactor::{Reactor, Remote};
+use crate::units::{BlobId, BlockSize, ByteCount, ClusterCount, ClusterIndex};
+
+use super::allocator::Allocator;
+use super::commit::Commits;
+use super::error::{Damage, Error};
+use super::format::{Layout, SuperBlock, VolumeName};
+use super::metadata_io::MetadataIo;
+use super::reclaim::Reclaims;
+use super::recover::{Recovered, Recovery};
+use super::tracker::Tracker;
+use super::volume::{Volume, VolumeInfo};
+use super::volume_map::{CLOSED, Fate, POISONED, VolumeMap};
+
+/// A pool in use, on its owner reactor; see the module.
+pub struct Store<D> {
+    pub(super) this: Weak<Self>,
+    pub(super) reactor: Rc<Reactor>,
+    pub(super) io: MetadataIo<D>,
+    pub(super) layout: Layout,
+    pub(super) fate: Arc<Fate>,
+    pub(super) state: RefCell<State>,
+    /// Held by whoever changes names, sizes, attributes or the set of volumes, until it is durable.
+    pub(super) operations: async_lock::Mutex<()>,
+    pub(super) commits: Commits,
+    pub(super) reclaims: Reclaims,
+    /// I/O that the owner does for others.
+    pub(super) tracker: Rc<Tracker>,
+    counters: Cell<StoreCounters>,
+    remote: RefCell<Option<Remote<Self>>>,
+    recovery: Recovery,
+}
+
+/// What the owner knows.
+pub(super) struct State {
+    pub(super) super_block: SuperBlock,
+    pub(super) allocator: Allocator,
+    /// By identity; the store's own blob among them.
+    pub(super) volumes: BTreeMap<BlobId, Volume>,
+    /// Names that are taken, by volumes that can be found.
+    pub(super) names: HashMap<VolumeName, BlobId>,
+    pub(super) own_blob: BlobId,
+    pub(super) quarantined: Vec<Quarantined>,
+    /// One for each reactor that does I/O, the owner's own first.
+    pub(super) trackers: Vec<Remote<Tracker>>,
+    /// Clusters that nobody names, and that cannot be used before the pool is reopened.
+    pub(super) lost: Vec<ClusterIndex>,
+    pub(super) closed: bool,
+}
+
+/// A blob that cannot be served, with what is known of it. Its clusters stay reserved as far as
+/// they are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quarantined {
+    /// Its identity.
+    pub id: BlobId,
+    /// Its name, if that could be read.
+    pub name: Option<String>,
+    /// What is wrong.
+    pub damage: Damage,
+}
+
+/// The state of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreState {
+    /// In use.
+    Ok,
+    /// Read-only since a flush or a metadata write failed, with that error.
+    Poisoned(Error),
+    /// Closed.
+    Closed,
+}
+
+/// What can be told about a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreInfo {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: Option<Uuid>,
+    /// Whether it takes changes.
+    pub state: StoreState,
+    /// The allocation unit.
+    pub cluster_size: ByteCount,
+    /// The unit of volume I/O.
+    pub block_size: BlockSize,
+    /// Clusters that volumes can have.
+    pub data_clusters: ClusterCount,
+    /// Those not used, including those given up that are still being cleared.
+    pub free_clusters: ClusterCount,
+    /// Metadata pages not used.
+    pub free_metadata_pages: u32,
+    /// Clusters whose last user never ended its I/O; usable again after reopening.
+    pub lost_clusters: ClusterCount,
+    /// The most clusters it can have if the device grows.
+    pub max_clusters: ClusterCount,
+}
+
+/// What the owner of a pool did since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct StoreCounters {
+    /// Commits that wrote something.
+    pub commits: u64,
+    /// Requests for a commit, which share commits.
+    pub commit_requests: u64,
+    /// Device flushes by the owner.
+    pub flushes: u64,
+    /// Extent pages and chain pages written.
+    pub pages_written: u64,
+    /// Root pages written.
+    pub roots_written: u64,
+    /// Clusters given to volumes.
+    pub clusters_allocated: u64,
+    /// Clusters given back.
+    pub clusters_freed: u64,
+    /// Bytes zeroed around first writes and in new thick volumes.
+    pub bytes_zeroed: u64,
+    /// Bytes copied from a parent for first writes.
+    pub bytes_copied: u64,
+    /// Discards that the device refused; harmless.
+    pub failed_discards: u64,
+}
+
+impl<D: BlockDevice> Store<D> {
+    /// Opens the pool on `device`. A pool that was not closed cleanly is recovered from its
+    /// metadata pages; nothing is written by that. What cannot be served is in quarantine.
+    ///
+    /// # Errors
+    /// [`Error::SuperBlock`] and [`Error::SuperBlob`] if there is no pool here that could be
+    /// served, [`Error::Device`], [`Error::NoMemory`].
+    pub async fn open(
+        device: D,
+        reactor: &Rc<Reactor>,
+        arena: &DmaArena,
+    ) -> Result<Rc<Self>, Error> {
+        let io = MetadataIo::new(device, arena)?;
+        let fate = Arc::default();
+        let recovered = super::recover::recover(&io, &fate).await?;
+        Ok(Self::new(io, reactor, fate, recovered))
+    }
+
+    fn new(
+        io: MetadataIo<D>,
+        reactor: &Rc<Reactor>,
+        fate: Arc<Fate>,
+        recovered: Recovered,
+    ) -> Rc<Self> {
+        let Recovered { super_block, allocator, volumes, own_blob, quarantined, recovery } =
+            recovered;
+        let served = volumes.iter().filter(|(id, volume)| **id != own_blob && !volume.deleted);
+        let names = served.map(|(id, volume)| (volume.name.clone(), *id)).collect();
+        let tracker = Rc::default();
+        let state = State {
+            allocator,
+            volumes,
+            names,
+            own_blob,
+            quarantined,
+            trackers: vec![reactor.keep(Rc::clone(&tracker))],
+            lost: Vec::new(),
+            closed: false,
+            super_block: super_block.clone(),
+        };
+        let store = Rc::new_cyclic(|this| Self {
+            this: this.clone(),
+            reactor: Rc::clone(reactor),
+            io,
+            layout: super_block.layout().clone(),
+            fate,
+            state: RefCell::new(state),
+            operations: async_lock::Mutex::new(()),
+            commits: Commits::default(),
+            reclaims: Reclaims::default(),
+            tracker,
+            counters: Cell::default(),
+            remote: RefCell::default(),
+            recovery,
+        });
+        *store.remote.borrow_mut() = Some(reactor.keep(Rc::clone(&store)));
+        store
+    }
+
+    /// What other reactors need to reach the store. It stays reachable until it is closed.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn remote(&self) -> Result<Remote<Self>, Error> {
+        self.remote.borrow().clone().ok_or(Error::Closed)
+    }
+
+    /// How it was opened.
+    #[must_use]
+    pub fn recovery(&self) -> &Recovery {
+        &self.recovery
+    }
+
+    /// What it did so far.
+    #[must_use]
+    pub fn counters(&self) -> StoreCounters {
+        self.counters.get()
+    }
+
+    /// What it is now.
+    #[must_use]
+    pub fn info(&self) -> StoreInfo {
+        let state = self.state.borrow();
+        let own = &state.volumes[&state.own_blob];
+        let free = state.allocator.free_clusters().0 + self.reclaims.clusters();
+        StoreInfo {
+            name: own.name.as_str().to_owned(),
+            uuid: own.uuid,
+            state: match self.fate.error() {
+                _ if state.closed => StoreState::Closed,
+                Some(error) => StoreState::Poisoned(error),
+                None => StoreState::Ok,
+            },
+            cluster_size: self.layout.cluster_size(),
+            block_size: self.layout.block_size(),
+            data_clusters: self.layout.data_clusters(),
+            free_clusters: ClusterCount(free),
+            free_metadata_pages: state.allocator.free_pages(),
+            lost_clusters: ClusterCount(state.lost.len() as u32),
+            max_clusters: self.layout.max_clusters(),
+        }
+    }
+
+    /// All volumes, by identity.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<VolumeInfo> {
+        let state = self.state.borrow();
+        let served = state.volumes.iter().filter(|(id, _)| state.is_served(**id));
+        served.map(|(id, volume)| volume.info(state.clones(*id))).collect()
+    }
+
+    /// A volume by its identity.
+    #[must_use]
+    pub fn volume(&self, id: BlobId) -> Option<VolumeInfo> {
+        let state = self.state.borrow();
+        state.served(id).ok().map(|volume| volume.info(state.clones(id)))
+    }
+
+    /// A volume by its name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<VolumeInfo> {
+        let name = VolumeName::new(name).ok()?;
+        let id = *self.state.borrow().names.get(&name)?;
+        self.volume(id)
+    }
+
+    /// What cannot be served, and why.
+    #[must_use]
+    pub fn quarantined(&self) -> Vec<Quarantined> {
+        self.state.borrow().quarantined.clone()
+    }
+
+    /// The map of a volume.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn map(&self, id: BlobId) -> Result<Arc<VolumeMap>, Error> {
+        self.state.borrow().served(id).map(|volume| Arc::clone(&volume.map))
+    }
+
+    /// Takes part in quiescing from now on.
+    pub(super) fn register(&self, tracker: Remote<Tracker>) -> Result<(), Error> {
+        let mut state = self.state.borrow_mut();
+        if state.closed {
+            return Err(Error::Closed);
+        }
+        state.trackers.push(tracker);
+        Ok(())
+    }
+
+    /// Whether changes are possible at all.
+    pub(super) fn check_alive(&self) -> Result<(), Error> {
+        if self.state.borrow().closed {
+            return Err(Error::Closed);
+        }
+        self.fate.error().map_or(Ok(()), Err)
+    }
+
+    /// A flush or a metadata write failed: nobody knows what is on the medium now, so nothing is
+    /// written any more. The first failure is kept; reads go on.
+    pub(super) fn poison(&self, operation: &'static str, cause: BlockError) -> Error {
+        let error = Error::Poisoned { operation, cause };
+        if self.fate.seal(error.clone()) {
+            tracing::error!(operation, %error, "pool poisoned: read-only until it is reopened");
+            self.flag_all(POISONED);
+        }
+        self.fate.error().unwrap_or(error)
+    }
+
+    /// A flush by another reactor failed.
+    pub(super) fn poison_by_flush(&self, cause: BlockError) -> Error {
+        self.poison("flush", cause)
+    }
+
+    pub(super) fn flag_all(&self, flag: u32) {
+        for volume in self.state.borrow().volumes.values() {
+            volume.map.set_flags(flag);
+        }
+    }
+
+    pub(super) fn count(&self, change: impl FnOnce(&mut StoreCounters)) {
+        let mut counters = self.counters.get();
+        change(&mut counters);
+        self.counters.set(counters);
+    }
+
+    /// Makes durable what completed, if there is a cache that could lose it; poisons on failure.
+    pub(super) async fn flush(&self) -> Result<(), Error> {
+        self.count(|counters| counters.flushes += 1);
+        self.io.flush().await.map_err(|cause| self.poison("flush", cause))
+    }
+
+    /// The store as a counted reference, for tasks.
+    pub(super) fn strong(&self) -> Rc<Self> {
+        match self.this.upgrade() {
+            Some(store) => store,
+            None => unreachable!("a store lives in the Rc that made it"),
+        }
+    }
+
+    /// Ends the use of the pool: refuses I/O from now on, waits for what is in flight, commits
+    /// everything and marks the pool clean. On return it is durable, and an SPDK that opens it
+    /// need not recover.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] if it was closed before; [`Error::Poisoned`] if the medium cannot be
+    /// brought up to date: the next opening recovers.
+    pub async fn close(&self) -> Result<(), Error> {
+        let store = self.strong();
+        let guard = store.operations.lock().await;
+        self.check_alive().inspect_err(|_| self.end())?;
+        self.flag_all(CLOSED);
+        self.quiesce().await;
+        let result = self.close_clean().await;
+        self.end();
+        drop(guard);
+        result
+    }
+
+    /// Nothing can be asked of the store any more.
+    fn end(&self) {
+        self.flag_all(CLOSED);
+        let mut state = self.state.borrow_mut();
+        state.closed = true;
+        for tracker in state.trackers.drain(..).take(1) {
+            drop(tracker.release(&self.reactor));
+        }
+        if let Some(remote) = self.remote.borrow_mut().take() {
+            drop(remote.release(&self.reactor));
+        }
+    }
+}
+
+impl State {
+    pub(super) fn is_served(&self, id: BlobId) -> bool {
+        id != self.own_blob && self.volumes.get(&id).is_some_and(|volume| !volume.deleted)
+    }
+
+    /// A volume that can be asked for.
+    pub(super) fn served(&self, id: BlobId) -> Result<&Volume, Error> {
+        self.volumes.get(&id).filter(|_| self.is_served(id)).ok_or(Error::NotFound)
+    }
+
+    /// As [`State::served`], to change it.
+    pub(super) fn served_mut(&mut self, id: BlobId) -> Result<&mut Volume, Error> {
+        if !self.is_served(id) {
+            return Err(Error::NotFound);
+        }
+        self.volumes.get_mut(&id).ok_or(Error::NotFound)
+    }
+
+    /// The volume whose map this is: an identity can have passed to another volume.
+    pub(super) fn of_map(&mut self, map: &Arc<VolumeMap>) -> Result<&mut Volume, Error> {
+        let volume = self.served_mut(map.blob())?;
+        if Arc::ptr_eq(&volume.map, map) { Ok(volume) } else { Err(Error::NotFound) }
+    }
+
+    pub(super) fn clones(&self, id: BlobId) -> Vec<BlobId> {
+        let is_clone = |volume: &&Volume| volume.blob.parent() == Some(id) && !volume.deleted;
+        self.volumes.values().filter(is_clone).map(|volume| volume.blob.id).collect()
+    }
+
+    /// Volumes that a commit would change.
+    pub(super) fn dirty_volumes(&self) -> impl Iterator<Item = BlobId> + '_ {
+        self.volumes.iter().filter(|(_, volume)| volume.is_dirty()).map(|(id, _)| *id)
+    }
+}

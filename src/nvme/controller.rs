@@ -174,6 +174,23 @@ impl Shared {
         self.lock().requests.pop_front()
     }
 
+    /// Answers the requests to a controller that has ended.
+    fn refuse_requests(&self) {
+        while let Some(request) = self.next_request() {
+            match request {
+                Request::CreateQueuePair { tag, .. } => {
+                    self.emit(Event::QueuePairCreated { tag, result: Err(NvmeError::Gone) });
+                }
+                Request::DeleteQueuePair { pair, tag } => {
+                    // Freed if the controller was seen to be disabled, else quarantined.
+                    drop(pair);
+                    self.emit(Event::QueuePairDeleted { tag, result: Ok(()) });
+                }
+                Request::Reset | Request::Shutdown => {}
+            }
+        }
+    }
+
     /// Ends this call of `poll`; the next one, wanted within `pace`, goes on from here.
     pub(crate) fn pause(&self, pace: Duration) -> impl Future<Output = ()> + use<> {
         self.lock().pace = pace;
@@ -226,6 +243,9 @@ impl Controller {
             if life.as_mut().poll(&mut context).is_ready() {
                 self.life = None;
             }
+        }
+        if self.life.is_none() {
+            self.shared.refuse_requests();
         }
         // The lock is not held while the visitor runs: it may send requests.
         loop {

@@ -45,9 +45,6 @@ pub(crate) async fn live_and_end(mut core: Core) {
     if let Some((_, link)) = &core.admin {
         link.end(core.quiet);
     }
-    while let Some(request) = core.shared.next_request() {
-        core.refuse(request);
-    }
     match outcome {
         Ok(()) => core.shared.emit(Event::ShutDown),
         Err(error) => {
@@ -312,22 +309,6 @@ impl Core {
             Request::Reset | Request::Shutdown => unreachable!("these end service"),
         }
         Ok(())
-    }
-
-    /// Answers a request of a controller that has ended.
-    fn refuse(&self, request: Request) {
-        match request {
-            Request::CreateQueuePair { tag, .. } => {
-                let result = Err(NvmeError::Gone);
-                self.shared.emit(Event::QueuePairCreated { tag, result });
-            }
-            Request::DeleteQueuePair { pair, tag } => {
-                // Freed if the controller was seen to be disabled, else quarantined.
-                drop(pair);
-                self.shared.emit(Event::QueuePairDeleted { tag, result: Ok(()) });
-            }
-            Request::Reset | Request::Shutdown => {}
-        }
     }
 
     async fn create_queue_pair(&mut self, wanted: &QueueSettings) -> Result<QueuePair, NvmeError> {

@@ -403,10 +403,13 @@ impl QueuePair {
         slot.stage = Stage::Fresh;
     }
 
-    /// Tells the device of the commands submitted since the last call.
+    /// Tells the device of the commands submitted since the last call. If a reset began since,
+    /// they end without ever being seen by the device.
     #[inline]
     pub fn ring(&mut self) {
-        self.memory_mut().rings.ring();
+        if self.link.state() == LinkState::Live {
+            self.memory_mut().rings.ring();
+        }
     }
 
     /// Hands every command that has ended to `visitor`, at most one ring's worth of completions
@@ -417,7 +420,9 @@ impl QueuePair {
         if now >= self.next_sweep {
             self.sweep(now);
         }
-        if self.link.state() != LinkState::Live {
+        if self.link.state() == LinkState::Live {
+            self.memory_mut().rings.release();
+        } else {
             ended += self.leave(visitor);
         }
         ended
@@ -434,7 +439,6 @@ impl QueuePair {
                 visitor(completion);
             }
         }
-        self.memory_mut().rings.release();
         ended
     }
 

@@ -19,6 +19,7 @@ pub mod fault;
 pub mod file;
 mod flush_group;
 pub mod memory;
+pub mod nvme;
 pub mod recording;
 
 use std::cell::Cell;
@@ -111,6 +112,23 @@ pub enum BlockError {
         /// Where on the device.
         offset: u64,
     },
+    /// The NVMe controller answered with an error status.
+    #[error("{operation} at LBA {start}: {status}")]
+    Nvme {
+        /// What was tried.
+        operation: &'static str,
+        /// First block.
+        start: Lba,
+        /// The controller's answer.
+        status: crate::spec::status::Status,
+    },
+    /// The controller was reset while its volatile cache held writes that no flush had covered:
+    /// they may be gone.
+    #[error("the controller was reset before cached writes were flushed: they may be lost")]
+    CacheLost,
+    /// All queue pairs of the device are in use.
+    #[error("the device has no queue pair left for another reactor")]
+    NoQueue,
     /// The device did not answer in time, or reset before it answered. A write may have happened
     /// or not.
     #[error("{operation} at LBA {start} got no answer; its outcome is unknown")]

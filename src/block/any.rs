@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use super::file::{FileChannel, FileDevice};
 use super::memory::{MemoryChannel, MemoryDevice};
+use super::nvme::{NvmeChannel, NvmeDevice};
 use super::{BlockDevice, BlockError, Counters, Durability, Geometry, Transfer};
 use crate::hw::dma::{DmaArena, DmaBuffer};
 use crate::reactor::Reactor;
@@ -16,6 +17,8 @@ pub enum AnyDevice {
     Memory(MemoryDevice),
     /// A file or a block device of the host.
     File(FileDevice),
+    /// A namespace of an NVMe controller.
+    Nvme(NvmeDevice),
 }
 
 /// One reactor's way to a device of the configuration.
@@ -25,6 +28,8 @@ pub enum AnyChannel {
     Memory(MemoryChannel),
     /// A file or a block device of the host.
     File(FileChannel),
+    /// A namespace of an NVMe controller.
+    Nvme(NvmeChannel),
 }
 
 impl AnyDevice {
@@ -34,16 +39,24 @@ impl AnyDevice {
         match self {
             Self::Memory(device) => device.geometry(),
             Self::File(device) => device.geometry(),
+            Self::Nvme(device) => device.geometry(),
         }
     }
 
     /// A channel for `reactor`.
-    #[must_use]
-    pub fn channel(&self, reactor: &Rc<Reactor>, arena: &DmaArena) -> AnyChannel {
-        match self {
+    ///
+    /// # Errors
+    /// [`BlockError::NoQueue`] if the device has no queue pair left.
+    pub fn channel(
+        &self,
+        reactor: &Rc<Reactor>,
+        arena: &DmaArena,
+    ) -> Result<AnyChannel, BlockError> {
+        Ok(match self {
             Self::Memory(device) => AnyChannel::Memory(device.channel()),
             Self::File(device) => AnyChannel::File(device.channel(reactor, arena)),
-        }
+            Self::Nvme(device) => AnyChannel::Nvme(device.channel(reactor, arena)?),
+        })
     }
 }
 
@@ -52,6 +65,7 @@ macro_rules! each {
         match $self {
             AnyChannel::Memory($channel) => $call,
             AnyChannel::File($channel) => $call,
+            AnyChannel::Nvme($channel) => $call,
         }
     };
 }

@@ -232,3 +232,125 @@ fn opening_says_what_is_wrong() {
     let kind = FileOptions { path: "/dev/null".into(), size: None, create: false, direct: false };
     assert!(matches!(open(&kind).unwrap_err(), OpenError::WrongKind { .. }));
 }
+
+/// An NVMe namespace of an emulated controller that runs in the reactor's own turns.
+mod nvme_device {
+    use std::rc::Rc;
+    use std::sync::Arc;
+
+    use lvolfs::block::nvme::{NvmeChannel, NvmeController, Wanted};
+    use lvolfs::emulated::{
+        EmulatedController, Fault, FaultAction, Memory, MemoryGeometry, Settings,
+    };
+    use lvolfs::hw::event::EventFd;
+    use lvolfs::reactor::{Instant, Poller, Registration};
+    use lvolfs::spec::command::IoOpcode;
+    use lvolfs::units::NamespaceId;
+
+    use super::*;
+
+    struct Stepped(Arc<EmulatedController>);
+
+    impl Poller for Stepped {
+        fn poll(&self, _now: Instant) -> usize {
+            self.0.step(64)
+        }
+        fn outstanding(&self) -> bool {
+            false
+        }
+        fn event(&self) -> Option<Arc<EventFd>> {
+            None
+        }
+    }
+
+    struct Bench {
+        reactor: Rc<Reactor>,
+        arena: DmaArena,
+        emulated: Arc<EmulatedController>,
+        channel: NvmeChannel,
+        controller: NvmeController,
+        _steps: Registration,
+    }
+
+    fn bench(block_size: BlockSize, settings: Settings) -> Bench {
+        let (reactor, arena) = (reactor(), arena());
+        let blocks = BlockCount(SIZE.get() >> block_size.shift());
+        let memory = Memory::new(MemoryGeometry::new(block_size, blocks));
+        let emulated = EmulatedController::new(settings, memory).unwrap();
+        let steps = reactor.register(Rc::new(Stepped(Arc::clone(&emulated))));
+        let wanted = Wanted { namespace: NamespaceId(1), channels: 1 };
+        let transport = Arc::clone(&emulated);
+        let opened = NvmeController::open(&reactor, &arena, transport, &wanted);
+        let (controller, device) = reactor.block_on(opened).unwrap();
+        let channel = device.channel(&reactor, &arena).unwrap();
+        assert!(device.channel(&reactor, &arena).is_err(), "one queue pair was asked for");
+        Bench { reactor, arena, emulated, channel, controller, _steps: steps }
+    }
+
+    #[test]
+    fn a_namespace_conforms() {
+        for block_size in [BlockSize::B512, BlockSize::B4096] {
+            // Transfers above 128 KiB are split.
+            let bench = bench(block_size, Settings { max_transfer: 5, ..Settings::default() });
+            let suite = conforms(&bench.reactor, &bench.arena, bench.channel.clone());
+            bench.reactor.block_on(suite);
+            drop(bench.channel);
+            bench.reactor.block_on(bench.controller.shut_down()).unwrap();
+            let counters = bench.emulated.counters();
+            assert_eq!((counters.outside_window, counters.invalid_doorbells), (0, 0));
+        }
+    }
+
+    #[test]
+    fn what_may_pass_is_tried_again_and_what_will_not_is_reported() {
+        let bench = bench(BlockSize::B4096, Settings::default());
+        let internal = lvolfs::spec::status::StatusCode::INTERNAL_ERROR;
+        let medium = lvolfs::spec::status::StatusCode::UNRECOVERED_READ_ERROR;
+        bench.reactor.block_on(async {
+            let fail = |code: lvolfs::spec::status::StatusCode| {
+                Fault::new(FaultAction::Fail(code.into())).on_opcode(IoOpcode::READ.0)
+            };
+            bench.emulated.inject(fail(internal).times(2));
+            let buffer = bench.channel.read(Lba(0), filled(&bench.arena, 4096, 1)).await.unwrap();
+            bench.emulated.inject(fail(medium));
+            let failed = bench.channel.read(Lba(0), buffer).await.unwrap_err();
+            assert!(matches!(failed.error, BlockError::Nvme { .. }), "{:?}", failed.error);
+            let buffer = failed.buffer.expect("the buffer comes back");
+            bench.channel.read(Lba(0), buffer).await.unwrap();
+        });
+        assert_eq!(bench.channel.counters().errors, 1);
+    }
+
+    #[test]
+    fn a_reset_fails_the_flush_of_what_was_cached_and_nothing_else() {
+        let bench = bench(BlockSize::B4096, Settings::default());
+        let write = || {
+            let buffer = filled(&bench.arena, 4096, 9);
+            bench.channel.write(Lba(3), buffer, Durability::Cached)
+        };
+        bench.reactor.block_on(async {
+            write().await.unwrap();
+            bench.channel.flush().await.unwrap();
+            bench.controller.reset().unwrap();
+            bench.reactor.sleep(std::time::Duration::from_secs(5)).await;
+            bench.channel.flush().await.expect("everything had been flushed before the reset");
+            write().await.unwrap();
+            bench.controller.reset().unwrap();
+            bench.reactor.sleep(std::time::Duration::from_secs(5)).await;
+            assert_eq!(bench.channel.flush().await, Err(BlockError::CacheLost));
+            let back = bench.channel.read(Lba(3), filled(&bench.arena, 4096, 0)).await.unwrap();
+            assert_eq!(back[0], 9, "the emulated cache survives a reset");
+        });
+    }
+
+    #[test]
+    fn a_controller_that_is_pulled_out_ends_every_command() {
+        let bench = bench(BlockSize::B4096, Settings::default());
+        bench.reactor.block_on(async {
+            bench.emulated.unplug();
+            let read = bench.channel.read(Lba(0), filled(&bench.arena, 4096, 0)).await;
+            assert!(read.is_err());
+            assert!(bench.channel.flush().await.is_err());
+        });
+    }
+}

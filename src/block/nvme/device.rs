@@ -1,0 +1,375 @@
+//! The shared part of a namespace, and the controller behind it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Poll, Waker};
+
+use super::channel::NvmeChannel;
+use crate::block::{BlockError, Discard, Geometry};
+use crate::hw::dma::{DmaArena, MAX_BUFFER};
+use crate::hw::event::EventFd;
+use crate::hw::transport::Transport;
+use crate::nvme::{
+    Controller, ControllerIdentity, Event, Namespace, NvmeError, QueuePair, QueueSettings, Request,
+    Settings,
+};
+use crate::reactor::{Instant, Poller, Reactor, Registration};
+use crate::units::{BlockSize, ByteCount, NamespaceId};
+
+/// Why a namespace could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The controller cannot be used.
+    #[error(transparent)]
+    Controller(#[from] NvmeError),
+    /// It has no such namespace.
+    #[error("the controller has no namespace {namespace}; it has {existing:?}")]
+    NoNamespace {
+        /// The one asked for.
+        namespace: NamespaceId,
+        /// Those that can be used.
+        existing: Vec<u32>,
+    },
+    /// An interrupt could not be set up.
+    #[error("interrupt vector {vector} cannot be enabled: {source}")]
+    Interrupt {
+        /// Which.
+        vector: u16,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+/// What is opened.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The namespace.
+    pub namespace: NamespaceId,
+    /// How many channels there will be: one queue pair each.
+    pub channels: u16,
+}
+
+/// The shared part of a namespace.
+#[derive(Clone)]
+pub struct NvmeDevice(Arc<Shared>);
+
+/// A queue pair without a channel, with its interrupt's event.
+type Spare = (Box<QueuePair>, Option<Arc<EventFd>>);
+
+/// What all channels of a namespace know.
+pub(super) struct Shared {
+    pub(super) geometry: Geometry,
+    /// The controller's largest transfer in bytes.
+    pub(super) max_transfer: usize,
+    pub(super) retry_delays: [u16; 3],
+    pub(super) max_write_zeroes_blocks: u32,
+    pub(super) max_discard_range_blocks: u32,
+    pub(super) max_discard_blocks: u64,
+    /// Whether a write completed that no flush covered yet.
+    unflushed: AtomicBool,
+    /// Whether a reset came while there was such a write.
+    lost: AtomicBool,
+    /// Queue pairs that no channel has yet, with their interrupts' events.
+    spare: Mutex<Vec<Spare>>,
+}
+
+impl Shared {
+    /// A write into the volatile cache completed.
+    #[inline]
+    pub(super) fn wrote(&self) {
+        if !self.unflushed.load(Ordering::Relaxed) {
+            self.unflushed.store(true, Ordering::Release);
+        }
+    }
+
+    /// A flush is about to be submitted. `Err` if what it should make durable may be gone: to be
+    /// returned in the place of the flush's own success.
+    pub(super) fn begin_flush(&self) -> Result<(), BlockError> {
+        self.unflushed.store(false, Ordering::Release);
+        if self.lost.swap(false, Ordering::AcqRel) { Err(BlockError::CacheLost) } else { Ok(()) }
+    }
+
+    fn reset(&self) {
+        if self.geometry.volatile_cache && self.unflushed.load(Ordering::Acquire) {
+            self.lost.store(true, Ordering::Release);
+        }
+    }
+}
+
+impl NvmeDevice {
+    /// What the device is.
+    #[must_use]
+    pub fn geometry(&self) -> &Geometry {
+        &self.0.geometry
+    }
+
+    /// A channel for `reactor`.
+    ///
+    /// # Errors
+    /// [`BlockError::NoQueue`] if all queue pairs that were asked for have one.
+    pub fn channel(
+        &self,
+        reactor: &Rc<Reactor>,
+        arena: &DmaArena,
+    ) -> Result<NvmeChannel, BlockError> {
+        let spare = self.0.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let (queue, event) = spare.ok_or(BlockError::NoQueue)?;
+        Ok(NvmeChannel::new(Arc::clone(&self.0), reactor, arena, *queue, event))
+    }
+}
+
+/// A controller that this reactor polls, with one open namespace. Dropping it without
+/// [`NvmeController::shut_down`] leaves the controller running.
+pub struct NvmeController {
+    owner: Rc<Owner>,
+    identity: ControllerIdentity,
+    _registration: Registration,
+}
+
+/// Polls the controller and keeps its events for whoever waits for one.
+struct Owner {
+    controller: RefCell<Controller>,
+    /// When it wants to be polled.
+    next: Cell<Instant>,
+    /// While somebody waits: what came.
+    events: RefCell<Option<VecDeque<Event>>>,
+    waiting: Cell<Option<Waker>>,
+    /// The open namespace, to be told of resets.
+    device: RefCell<Option<Arc<Shared>>>,
+    name: String,
+}
+
+impl Poller for Owner {
+    fn poll(&self, now: Instant) -> usize {
+        if now < self.next.get() {
+            return 0;
+        }
+        let mut events = 0;
+        let pace = self.controller.borrow_mut().poll(now, &mut |event| {
+            events += 1;
+            self.note(event);
+        });
+        self.next.set(now.after(pace));
+        if events > 0
+            && let Some(waker) = self.waiting.take()
+        {
+            waker.wake();
+        }
+        events
+    }
+
+    fn outstanding(&self) -> bool {
+        false
+    }
+
+    fn event(&self) -> Option<Arc<EventFd>> {
+        None
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        Some(self.next.get())
+    }
+}
+
+impl Owner {
+    fn note(&self, event: Event) {
+        let controller = &*self.name;
+        match &event {
+            Event::ResetStarted(cause) => {
+                tracing::warn!(controller, %cause, "controller is being reset");
+                if let Some(device) = &*self.device.borrow() {
+                    device.reset();
+                }
+            }
+            Event::ResetDone => tracing::warn!(controller, "controller was reset"),
+            Event::Failed(error) => tracing::error!(controller, %error, "controller given up"),
+            Event::Health { critical_warning, percentage_used } => {
+                tracing::warn!(controller, critical_warning, percentage_used, "health warning");
+            }
+            Event::QueuePairLost { id, error } => {
+                tracing::error!(controller, queue = id.get(), %error, "queue pair lost");
+            }
+            Event::NamespaceChanged(namespace) => {
+                let blocks = namespace.block_count.get();
+                tracing::warn!(controller, namespace = namespace.id.get(), blocks, "changed");
+            }
+            Event::NamespaceLost { id, .. } => {
+                tracing::error!(controller, namespace = id.get(), "namespace lost");
+            }
+            Event::Notice(notice) => tracing::info!(controller, ?notice, "event"),
+            Event::Ready { .. }
+            | Event::QueuePairCreated { .. }
+            | Event::QueuePairDeleted { .. }
+            | Event::ShutDown => {}
+        }
+        if let Some(events) = &mut *self.events.borrow_mut() {
+            events.push_back(event);
+        }
+    }
+
+    /// The next event, while somebody listens.
+    fn next_event(&self) -> impl Future<Output = Event> {
+        poll_fn(|context| {
+            if let Some(event) = self.events.borrow_mut().as_mut().and_then(VecDeque::pop_front) {
+                return Poll::Ready(event);
+            }
+            self.waiting.set(Some(context.waker().clone()));
+            Poll::Pending
+        })
+    }
+
+    fn request(&self, request: Request) -> Result<(), NvmeError> {
+        self.next.set(Instant::default());
+        self.controller.borrow().request(request).map_err(|_| NvmeError::Gone)
+    }
+}
+
+impl NvmeController {
+    /// Brings the controller behind `transport` up, opens a namespace, and makes a queue pair for
+    /// each channel. Every wait in it is bounded by the driver.
+    ///
+    /// # Errors
+    /// [`OpenError`]. The controller is then left as it is, disabled or not.
+    pub async fn open(
+        reactor: &Rc<Reactor>,
+        arena: &DmaArena,
+        transport: Arc<dyn Transport>,
+        wanted: &Wanted,
+    ) -> Result<(Self, NvmeDevice), OpenError> {
+        let settings = Settings { queue_pairs: wanted.channels, ..Settings::default() };
+        let name = transport.name().to_owned();
+        let owner = Rc::new(Owner {
+            controller: RefCell::new(Controller::start(Arc::clone(&transport), arena, settings)?),
+            next: Cell::default(),
+            events: RefCell::new(Some(VecDeque::new())),
+            waiting: Cell::default(),
+            device: RefCell::default(),
+            name,
+        });
+        let registration = reactor.register(Rc::clone(&owner) as Rc<dyn Poller>);
+        let (identity, namespace) = ready(&owner, wanted.namespace).await?;
+        let mut spare = Vec::new();
+        for channel in 0..wanted.channels {
+            spare.push(create_queue_pair(&owner, &transport, namespace.id, channel).await?);
+        }
+        *owner.events.borrow_mut() = None;
+        let device = shared(&namespace, &identity, spare);
+        *owner.device.borrow_mut() = Some(Arc::clone(&device.0));
+        Ok((Self { owner, identity, _registration: registration }, device))
+    }
+
+    /// What the controller says it is.
+    #[must_use]
+    pub fn identity(&self) -> &ControllerIdentity {
+        &self.identity
+    }
+
+    /// Resets the controller. Commands under way are tried again afterwards.
+    ///
+    /// # Errors
+    /// If it was given up, or too many requests wait.
+    pub fn reset(&self) -> Result<(), NvmeError> {
+        self.owner.request(Request::Reset)
+    }
+
+    /// Has the controller write out its cache and stop. No channel may be used any more.
+    ///
+    /// # Errors
+    /// If it did not do so in time.
+    pub async fn shut_down(self) -> Result<(), NvmeError> {
+        if self.owner.controller.borrow().is_over() {
+            return Err(NvmeError::Gone);
+        }
+        *self.owner.events.borrow_mut() = Some(VecDeque::new());
+        self.owner.request(Request::Shutdown)?;
+        loop {
+            match self.owner.next_event().await {
+                Event::ShutDown => return Ok(()),
+                Event::Failed(error) => return Err(error),
+                _ => {}
+            }
+        }
+    }
+}
+
+async fn ready(
+    owner: &Owner,
+    wanted: NamespaceId,
+) -> Result<(ControllerIdentity, Namespace), OpenError> {
+    loop {
+        match owner.next_event().await {
+            Event::Ready { identity, namespaces, refused } => {
+                let existing = namespaces.iter().map(|namespace| namespace.id.get()).collect();
+                if let Some(found) = namespaces.into_iter().find(|found| found.id == wanted) {
+                    return Ok((*identity, found));
+                }
+                for error in refused {
+                    tracing::warn!(controller = owner.name, %error, "namespace cannot be used");
+                }
+                return Err(OpenError::NoNamespace { namespace: wanted, existing });
+            }
+            Event::Failed(error) => return Err(error.into()),
+            _ => {}
+        }
+    }
+}
+
+async fn create_queue_pair(
+    owner: &Owner,
+    transport: &Arc<dyn Transport>,
+    namespace: NamespaceId,
+    channel: u16,
+) -> Result<Spare, OpenError> {
+    // Vector 0 is the admin queue's. With too few vectors a queue pair is polled only.
+    let vector = Some(channel + 1).filter(|vector| *vector < transport.vectors());
+    let event = match vector {
+        Some(vector) => {
+            let interrupt = transport.interrupt(vector);
+            Some(interrupt.map_err(|source| OpenError::Interrupt { vector, source })?)
+        }
+        None => None,
+    };
+    let settings = QueueSettings { vector, ..QueueSettings::new(namespace) };
+    let tag = u64::from(channel);
+    owner.request(Request::CreateQueuePair { settings, tag })?;
+    loop {
+        match owner.next_event().await {
+            Event::QueuePairCreated { tag: created, result } if created == tag => {
+                return Ok((result?, event));
+            }
+            Event::Failed(error) => return Err(error.into()),
+            _ => {}
+        }
+    }
+}
+
+fn shared(namespace: &Namespace, identity: &ControllerIdentity, spare: Vec<Spare>) -> NvmeDevice {
+    let block = u64::from(namespace.block_size.bytes());
+    let preferred = namespace.preferred_write_blocks.saturating_mul(namespace.block_size.bytes());
+    let geometry = Geometry {
+        block_size: namespace.block_size,
+        physical_block_size: BlockSize::new(preferred).unwrap_or(namespace.block_size),
+        block_count: namespace.block_count,
+        atomic_write: ByteCount(u64::from(namespace.atomic_write_blocks) * block),
+        volatile_cache: namespace.volatile_cache,
+        // A controller may ignore Deallocate, so nothing is promised whatever DLFEAT says.
+        discard: Discard::Unspecified,
+        max_transfer: ByteCount(MAX_BUFFER as u64),
+    };
+    let max_transfer = usize::try_from(namespace.max_transfer.get()).unwrap_or(MAX_BUFFER);
+    NvmeDevice(Arc::new(Shared {
+        geometry,
+        max_transfer: max_transfer.min(MAX_BUFFER),
+        retry_delays: identity.retry_delays,
+        max_write_zeroes_blocks: namespace.max_write_zeroes_blocks,
+        max_discard_range_blocks: namespace.max_discard_range_blocks,
+        max_discard_blocks: namespace.max_discard_blocks,
+        unflushed: AtomicBool::new(false),
+        lost: AtomicBool::new(false),
+        spare: Mutex::new(spare),
+    }))
+}

@@ -1,0 +1,211 @@
+//! The methods: one typed function each, made from one table, so that what the daemon implements,
+//! what a client calls and what `rpc_get_methods` lists cannot differ.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Number, Value};
+use uuid::Uuid;
+
+use super::client::{Client, ClientError};
+use super::error::RpcError;
+use super::status::Status;
+use super::types::{
+    Bdev, CreateLvol, CreateLvstore, GetBdevs, GetIostat, GetLvols, GetMethods, Iostat,
+    KillInstance, Lvol, Lvstore, NoParameters, RenameLvol, RenameLvstore, ResizeLvol, SelectLvol,
+    SelectLvstore, Version, VersionFields,
+};
+
+macro_rules! methods {
+    ($($(#[$doc:meta])* $name:ident($parameters:ty) -> $result:ty;)*) => {
+        /// What a daemon can be asked. Functions are called on the server's threads, several at a
+        /// time, and may block as long as the client should wait.
+        ///
+        /// An error is the client's answer; see [`RpcError`] for SPDK's codes and texts.
+        pub trait Service: Send + Sync {
+            $($(#[$doc])* fn $name(&self, parameters: $parameters) -> Result<$result, RpcError>;)*
+        }
+
+        impl Client {
+            $($(#[$doc])*
+            ///
+            /// # Errors
+            /// The daemon's answer, or that there is none.
+            pub fn $name(&mut self, parameters: &$parameters) -> Result<$result, ClientError> {
+                self.call(stringify!($name), parameters)
+            })*
+        }
+
+        const SERVICE_METHODS: &[&str] = &[$(stringify!($name)),*];
+
+        fn call_service(
+            service: &dyn Service,
+            method: &str,
+            parameters: Value,
+        ) -> Result<Value, RpcError> {
+            match method {
+                $(stringify!($name) => {
+                    decode(parameters).and_then(|typed| service.$name(typed)).and_then(encode)
+                })*
+                _ => Err(RpcError::method_not_found()),
+            }
+        }
+    };
+}
+
+methods! {
+    /// Devices and volumes.
+    bdev_get_bdevs(GetBdevs) -> Vec<Bdev>;
+    /// What went through devices and volumes.
+    bdev_get_iostat(GetIostat) -> Iostat;
+    /// Formats a blank device as a pool; the pool's UUID.
+    bdev_lvol_create_lvstore(CreateLvstore) -> Uuid;
+    /// Renames a pool; true.
+    bdev_lvol_rename_lvstore(RenameLvstore) -> bool;
+    /// Deletes a pool and all volumes in it; true.
+    bdev_lvol_delete_lvstore(SelectLvstore) -> bool;
+    /// Pools.
+    bdev_lvol_get_lvstores(SelectLvstore) -> Vec<Lvstore>;
+    /// Creates a volume, durably; its UUID.
+    bdev_lvol_create(CreateLvol) -> Uuid;
+    /// Renames a volume, durably; true.
+    bdev_lvol_rename(RenameLvol) -> bool;
+    /// Changes a volume's size, durably; true. Data beyond a smaller size is gone.
+    bdev_lvol_resize(ResizeLvol) -> bool;
+    /// Makes a volume read-only for ever; true.
+    bdev_lvol_set_read_only(SelectLvol) -> bool;
+    /// Deletes a volume; true.
+    bdev_lvol_delete(SelectLvol) -> bool;
+    /// Volumes.
+    bdev_lvol_get_lvols(GetLvols) -> Vec<Lvol>;
+    /// Sends the daemon a signal; true. SIGTERM is the way to stop it.
+    spdk_kill_instance(KillInstance) -> bool;
+    /// The state and the counters of every layer.
+    lvolfs_status(NoParameters) -> Status;
+}
+
+/// The methods that need no daemon behind them.
+const OWN_METHODS: &[&str] = &["rpc_get_methods", "spdk_get_version"];
+
+/// The names of all methods, sorted.
+#[must_use]
+pub fn names() -> Vec<&'static str> {
+    let mut names = [SERVICE_METHODS, OWN_METHODS].concat();
+    names.sort_unstable();
+    names
+}
+
+/// Calls `method` with `parameters`, which are `Null` if the request has none.
+///
+/// # Errors
+/// The answer to the client.
+pub fn call(service: &dyn Service, method: &str, parameters: Value) -> Result<Value, RpcError> {
+    match method {
+        "rpc_get_methods" => decode::<GetMethods>(parameters).and_then(|_| encode(names())),
+        "spdk_get_version" => decode::<NoParameters>(parameters).and_then(|_| encode(version())),
+        _ => call_service(service, method, parameters),
+    }
+}
+
+fn version() -> Version {
+    let number = |text: &str| text.parse().unwrap_or(0);
+    let suffix = env!("CARGO_PKG_VERSION_PRE");
+    Version {
+        version: concat!("lvolfs v", env!("CARGO_PKG_VERSION")).to_owned(),
+        fields: VersionFields {
+            major: number(env!("CARGO_PKG_VERSION_MAJOR")),
+            minor: number(env!("CARGO_PKG_VERSION_MINOR")),
+            patch: number(env!("CARGO_PKG_VERSION_PATCH")),
+            suffix: if suffix.is_empty() { String::new() } else { format!("-{suffix}") },
+        },
+    }
+}
+
+fn decode<P: DeserializeOwned>(parameters: Value) -> Result<P, RpcError> {
+    let object = match parameters {
+        Value::Null => Value::Object(Map::new()),
+        Value::Object(_) => whole_numbers(parameters),
+        _ => return Err(RpcError::invalid_parameters("they are given by name, in an object")),
+    };
+    serde_json::from_value(object).map_err(RpcError::invalid_parameters)
+}
+
+fn encode<R: Serialize>(result: R) -> Result<Value, RpcError> {
+    serde_json::to_value(result).map_err(RpcError::internal)
+}
+
+/// Turns `1.0e3`, which JSON allows for a whole number and SPDK takes, into `1000`. Recursion is
+/// bounded by the parser's limit on nesting.
+fn whole_numbers(value: Value) -> Value {
+    // Up to here each whole number has a floating point number of its own.
+    const EXACT: f64 = (1_u64 << 53) as f64;
+    match value {
+        Value::Number(number) => Value::Number(match number.as_f64() {
+            Some(float)
+                if number.is_f64() && float.fract() == 0.0 && (0.0..=EXACT).contains(&float) =>
+            {
+                Number::from(float as u64)
+            }
+            _ => number,
+        }),
+        Value::Array(list) => Value::Array(list.into_iter().map(whole_numbers).collect()),
+        Value::Object(members) => Value::Object(
+            members.into_iter().map(|(key, value)| (key, whole_numbers(value))).collect(),
+        ),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn decoded(value: Value) -> Result<CreateLvol, RpcError> {
+        decode(value)
+    }
+
+    #[test]
+    fn parameters_are_strict() {
+        let cases = [
+            (json!({"lvol_name": "v", "sise": 1}), "unknown field `sise`"),
+            (json!({"lvol_name": 5}), "invalid type"),
+            (json!({"size": 5}), "missing field `lvol_name`"),
+            (json!({"lvol_name": "v", "size": -1}), "invalid value"),
+            (json!({"lvol_name": "v", "size": 1.5}), "invalid type"),
+            (json!({"lvol_name": "v", "uuid": "nonsense"}), "UUID"),
+            (json!({"lvol_name": "v", "thin_provision": 1}), "invalid type"),
+            (json!({"lvol_name": "v", "clear_method": "burn"}), "unknown variant `burn`"),
+            (json!(["v"]), "by name"),
+            (Value::Null, "missing field"),
+        ];
+        for (parameters, part) in cases {
+            let error = decoded(parameters.clone()).unwrap_err();
+            assert_eq!(error.code, -32602, "{parameters}");
+            assert!(error.message.starts_with("Invalid parameters: "), "{error}");
+            assert!(error.message.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn numbers_may_be_written_as_floats_if_they_are_whole() {
+        let text = r#"{"lvol_name":"v","size":1.0e3}"#;
+        let create = decoded(serde_json::from_str(text).unwrap()).unwrap();
+        assert_eq!(create.size, Some(1000));
+        let create = decoded(json!({"lvol_name": "v", "size": null, "size_in_mib": 2})).unwrap();
+        assert_eq!((create.size, create.size_in_mib), (None, Some(2)));
+    }
+
+    #[test]
+    fn names_are_sorted_and_known() {
+        let names = names();
+        assert!(names.is_sorted() && names.contains(&"bdev_lvol_create"));
+        assert!(names.contains(&"rpc_get_methods") && names.contains(&"lvolfs_status"));
+    }
+
+    #[test]
+    fn the_version_has_spdks_shape() {
+        let version = encode(version()).unwrap();
+        assert_eq!(version["version"], concat!("lvolfs v", env!("CARGO_PKG_VERSION")));
+        assert!(version["fields"]["major"].is_number() && version["fields"]["suffix"].is_string());
+    }
+}

@@ -105,7 +105,7 @@ real_tree() {
         tree_root=${CARGO_HOME:-$HOME/.cargo}/registry/src
     fi
     find "$tree_root" -type f -printf '%s\t%P\n' | sort -k2 |
-        awk -F'\t' '{ bytes += $1 } bytes > 120 * 2^20 || NR > 6000 { exit } { print $2 }' >tree.names
+        awk -F'\t' '{ bytes += $1 } bytes <= 120 * 2^20 && NR <= 6000 { print $2 }' >tree.names
     (($(wc -l <tree.names) >= 1000)) || fail "no real tree of a thousand files on this machine"
 }
 
@@ -280,7 +280,7 @@ kill_rounds() {
 all_logs_have() {
     local writer
     for writer in 0 1 2; do
-        (($(grep -c '^fsynced' "log-$writer" 2>/dev/null || true) >= $1)) || return 1
+        [[ -e log-$writer ]] && (($(grep -c '^fsynced' "log-$writer") >= $1)) || return 1
     done
 }
 

@@ -1,9 +1,9 @@
 # The service end to end: one command, and a volume is a file whose fsync is a FLUSH.
 # shellcheck shell=bash
-# shellcheck disable=SC2034,SC2154,SC2164  # shares variables with ../run and ../lib.sh; runs under set -e
+# shellcheck disable=SC2016,SC2034,SC2154,SC2164  # variables are shared; set -e is on; inner shells expand
 
 part_about="the daemon of config.toml.example under real tools, kills and bad input"
-part_packages=(e2fsprogs fio fuse3 jq python3-minimal python3 qemu-utils attr)
+part_packages=(attr e2fsprogs fio fuse3 jq python3 qemu-utils)
 part_checks=(
     quick_start notify files ext4 fio fio_dsync qemu_img flush_count killed killed_dsync
     command_line config_errors mount_point two_daemons control_socket foreign_image

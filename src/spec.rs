@@ -14,6 +14,7 @@ pub mod completion;
 pub mod identify;
 pub mod log;
 pub mod register;
+pub mod reservation;
 pub mod status;
 
 /// `CNS` values, opcodes and the like: a wire value with names for those we know. Any other value

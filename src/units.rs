@@ -85,6 +85,10 @@ unit!(
     CommandId(u16)
 );
 unit!(
+    /// An NVMe controller identifier (CNTLID).
+    ControllerId(u16)
+);
+unit!(
     /// An NVMe namespace identifier; 0 is invalid.
     NamespaceId(u32)
 );

@@ -258,7 +258,7 @@ assert_layout!(
 );
 
 impl SubmissionEntry {
-    const fn with_opcode(opcode: u8, namespace: NamespaceId) -> Self {
+    pub(super) const fn with_opcode(opcode: u8, namespace: NamespaceId) -> Self {
         Self {
             opcode,
             flags: 0,

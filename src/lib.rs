@@ -12,6 +12,8 @@ pub mod fuse;
 
 pub mod volume;
 
+pub mod reservation;
+
 pub mod lvol;
 
 pub mod block;

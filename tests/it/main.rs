@@ -17,5 +17,6 @@ mod golden;
 mod lvol_format;
 mod lvolstore;
 mod nvme;
+mod reservations;
 mod service;
 mod tidy;

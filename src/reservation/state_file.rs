@@ -1,0 +1,305 @@
+//! The file in which a namespace's state outlives a power loss, and how it is replaced.
+//!
+//! A store has these steps, each of which must succeed before the next begins:
+//! 1. Make an empty file beside the state file, `NAME.tmp`.
+//! 2. Write the new state to it.
+//! 3. Make it durable (`fsync`). Until here the state file is the old one.
+//! 4. Rename it over the state file. From here on it is the new one, if the machine stays up.
+//! 5. Make the rename durable (`fsync` of the folder).
+//!
+//! A crash at any point leaves the old state or the new one, whole. If step 5 fails, either may be
+//! found after a power loss; the store fails, and the next one writes whatever it has to say.
+//!
+//! Everything here blocks on the file system: never call it on a reactor.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::persistence::{Damage, MAX_BYTES, decode, encode};
+use super::state::Reservations;
+
+/// The most damaged files of one namespace that are kept beside it.
+const MAX_SET_ASIDE: u32 = 1000;
+
+/// A step of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Make the temporary file.
+    CreateTemporary,
+    /// Write the state to it.
+    WriteTemporary,
+    /// Make it durable.
+    SyncTemporary,
+    /// Rename it over the state file.
+    Rename,
+    /// Make the rename durable.
+    SyncFolder,
+}
+
+impl Step {
+    /// The steps in their order.
+    pub const ALL: [Self; 5] = [
+        Self::CreateTemporary,
+        Self::WriteTemporary,
+        Self::SyncTemporary,
+        Self::Rename,
+        Self::SyncFolder,
+    ];
+}
+
+/// What a test makes of a step before it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Injected {
+    /// It is done.
+    Nothing,
+    /// It fails.
+    Error(io::ErrorKind),
+    /// The process is killed: this step is not done, and nothing is tidied up.
+    Kill,
+}
+
+/// Why a state was not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A step failed.
+    #[error("cannot store reservations in {}: {step:?}: {source}", path.display())]
+    Step {
+        /// The state file.
+        path: PathBuf,
+        /// Which.
+        step: Step,
+        /// Why.
+        source: io::Error,
+    },
+    /// The hook of [`StateFile::store_with`] ended it.
+    #[error("stopped before {step:?}")]
+    Killed {
+        /// The step that was not done.
+        step: Step,
+    },
+    /// The damaged file could not be renamed.
+    #[error("cannot set aside {}: {source}", path.display())]
+    SetAside {
+        /// The state file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its folder could not be made.
+    #[error("cannot make {}, the folder for reservations: {source}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The state file of one namespace. There is one of these for a path at any time.
+#[derive(Debug)]
+pub struct StateFile {
+    path: PathBuf,
+    volume: Uuid,
+    /// What the file is known to say after any crash; `None` if that is not known.
+    durable: Option<Vec<u8>>,
+}
+
+impl StateFile {
+    /// Makes `folder` and those above it, for the owner alone, unless it is there.
+    ///
+    /// # Errors
+    /// [`StoreError::Folder`].
+    pub fn create_folder(folder: &Path) -> Result<(), StoreError> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.map_err(|source| StoreError::Folder { path: folder.to_owned(), source })
+    }
+
+    /// Reads the state of `volume` from `path`. A file that is not there, in a folder that is,
+    /// and an empty file are a state without reservations; a file that cannot be believed is a
+    /// fenced state, which says why. Changes nothing on the disk.
+    #[must_use]
+    pub fn load(path: &Path, volume: Uuid) -> (Self, Reservations) {
+        let file = Self { path: path.to_owned(), volume, durable: None };
+        match read(path).and_then(|bytes| decode(&bytes, volume)) {
+            Ok(state) => {
+                let durable = Some(encode(&state, volume));
+                (Self { durable, ..file }, state)
+            }
+            Err(why) => (file, Reservations::fenced(why)),
+        }
+    }
+
+    /// Where the file is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the file already says `state`, so that [`StateFile::store`] would do nothing. This
+    /// does not touch the disk.
+    #[must_use]
+    pub fn holds(&self, state: &Reservations) -> bool {
+        // Behind a fence nothing is stored: the damaged file is the administrator's to judge.
+        state.fence().is_some()
+            || self.durable.as_deref() == Some(encode(state, self.volume).as_slice())
+    }
+
+    /// Makes the file say `state`. On return it does, after any crash.
+    ///
+    /// # Errors
+    /// The step that failed. The file says what it said before, except after
+    /// [`Step::SyncFolder`], when it may say either.
+    pub fn store(&mut self, state: &Reservations) -> Result<(), StoreError> {
+        self.store_with(state, |_| Injected::Nothing)
+    }
+
+    /// [`StateFile::store`], asking `hook` before each step.
+    ///
+    /// # Errors
+    /// Those of `store`, and [`StoreError::Killed`].
+    pub fn store_with(
+        &mut self,
+        state: &Reservations,
+        mut hook: impl FnMut(Step) -> Injected,
+    ) -> Result<(), StoreError> {
+        if self.holds(state) {
+            return Ok(());
+        }
+        let bytes = encode(state, self.volume);
+        let mut replacement = Replacement::new(&self.path, &bytes);
+        for step in Step::ALL {
+            let done = match hook(step) {
+                Injected::Nothing => replacement.perform(step),
+                Injected::Error(kind) => Err(kind.into()),
+                Injected::Kill => return Err(StoreError::Killed { step }),
+            };
+            if step == Step::Rename {
+                // Until the folder is durable, nothing is known. A rename that fails may have
+                // happened, on a network file system.
+                self.durable = None;
+            }
+            if let Err(source) = done {
+                replacement.abandon();
+                return Err(StoreError::Step { path: self.path.clone(), step, source });
+            }
+        }
+        self.durable = Some(bytes);
+        Ok(())
+    }
+
+    /// Renames a damaged file to the first free `NAME.damaged-N`, for somebody to look at, and
+    /// makes that durable; tells the new name, or `None` if there was no file. Then the namespace
+    /// has no stored state, and [`Reservations::without_fence`] may be stored.
+    ///
+    /// # Errors
+    /// [`StoreError::SetAside`]; the file is where it was, or, if the folder could not be made
+    /// durable, may be.
+    pub fn set_aside(&mut self) -> Result<Option<PathBuf>, StoreError> {
+        let path = self.path.clone();
+        let failed = |source| StoreError::SetAside { path: path.clone(), source };
+        for number in 1..=MAX_SET_ASIDE {
+            let aside = beside(&path, &format!("damaged-{number}"));
+            match aside.symlink_metadata() {
+                Ok(_) => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+            return match fs::rename(&path, &aside).and_then(|()| sync_folder(&path)) {
+                Ok(()) => Ok(Some(aside)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(failed(error)),
+            };
+        }
+        Err(failed(io::ErrorKind::AlreadyExists.into()))
+    }
+}
+
+/// A new state on its way into a file.
+struct Replacement<'a> {
+    path: &'a Path,
+    bytes: &'a [u8],
+    temporary: PathBuf,
+    file: Option<File>,
+}
+
+impl<'a> Replacement<'a> {
+    fn new(path: &'a Path, bytes: &'a [u8]) -> Self {
+        Self { path, bytes, temporary: beside(path, "tmp"), file: None }
+    }
+
+    fn perform(&mut self, step: Step) -> io::Result<()> {
+        match (step, &mut self.file) {
+            (Step::CreateTemporary, file) => {
+                // One that a crash has left is overwritten. Keys are nobody else's business.
+                let mut options = OpenOptions::new();
+                let options = options.write(true).create(true).truncate(true).mode(0o600);
+                *file = Some(options.open(&self.temporary)?);
+                Ok(())
+            }
+            (Step::WriteTemporary, Some(file)) => file.write_all(self.bytes),
+            (Step::SyncTemporary, Some(file)) => file.sync_all(),
+            (Step::Rename, Some(_)) => fs::rename(&self.temporary, self.path),
+            (Step::SyncFolder, Some(_)) => sync_folder(self.path),
+            (_, None) => unreachable!("the first step makes the file"),
+        }
+    }
+
+    /// Tidies up after a step that failed. What is left over does no harm, so an error is not
+    /// worth more than the one that led here.
+    fn abandon(self) {
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(".");
+    name.push(suffix);
+    name.into()
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(folder_of(path))?.sync_all()
+}
+
+/// The bytes of the file at `path`, none if there is no file; at most one more than a state has.
+fn read(path: &Path) -> Result<Vec<u8>, Damage> {
+    let unreadable = |error: io::Error| Damage::Unreadable { kind: error.kind() };
+    // Asked before it is opened: opening a pipe would wait for a writer.
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return missing(path),
+        Err(error) => return Err(unreadable(error)),
+    };
+    if !metadata.is_file() {
+        return Err(Damage::NotAFile);
+    }
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    Ok(bytes)
+}
+
+/// Tells a namespace that never had a file from one whose file is out of reach.
+fn missing(path: &Path) -> Result<Vec<u8>, Damage> {
+    if path.symlink_metadata().is_ok() {
+        return Err(Damage::DanglingLink);
+    }
+    match folder_of(path).metadata() {
+        Ok(_) => Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Damage::FolderMissing),
+        Err(error) => Err(Damage::Unreadable { kind: error.kind() }),
+    }
+}

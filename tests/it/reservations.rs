@@ -1,0 +1,3 @@
+//! Reservations against the specification's tables, an obvious model, SPDK's files, and crashes.
+
+mod files;

@@ -149,7 +149,7 @@ impl DmaArena {
     #[must_use]
     pub fn allocate_shared(&self, length: usize) -> Option<SharedMemory> {
         let buffer = self.allocate_zeroed(length)?;
-        Some(SharedMemory(buffer.into_device()))
+        SharedMemory::new(buffer.into_device())
     }
 
     /// The whole arena as the device sees it.
@@ -235,6 +235,7 @@ struct Range {
 }
 
 impl Range {
+    #[inline]
     fn iova(&self) -> Iova {
         Iova(IOVA_BASE + self.offset as u64)
     }
@@ -252,6 +253,7 @@ pub struct DmaBuffer(Range);
 impl DmaBuffer {
     /// Where the device would see the first byte.
     #[must_use]
+    #[inline]
     pub fn iova(&self) -> Iova {
         self.0.iova()
     }
@@ -293,6 +295,7 @@ impl DmaBuffer {
 
     /// Gives the memory to the device.
     #[must_use]
+    #[inline]
     pub fn into_device(self) -> DeviceBuffer {
         let this = std::mem::ManuallyDrop::new(self);
         DeviceBuffer(Some(Range {
@@ -307,6 +310,7 @@ impl DmaBuffer {
 
 impl Deref for DmaBuffer {
     type Target = [u8];
+    #[inline]
     fn deref(&self) -> &[u8] {
         // SAFETY: this buffer alone owns the range (allocations are disjoint, parts of one
         // allocation are disjoint), and no device does: only `DeviceBuffer` is given to devices.
@@ -315,6 +319,7 @@ impl Deref for DmaBuffer {
 }
 
 impl DerefMut for DmaBuffer {
+    #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as for `deref`; `&mut self` makes this the only slice.
         unsafe { std::slice::from_raw_parts_mut(self.0.pointer(), self.0.length) }
@@ -340,6 +345,7 @@ pub struct DeviceBuffer(Option<Range>);
 impl DeviceBuffer {
     /// Where the device sees the first byte.
     #[must_use]
+    #[inline]
     pub fn iova(&self) -> Iova {
         self.0.as_ref().map_or(Iova(0), Range::iova)
     }
@@ -365,6 +371,7 @@ impl DeviceBuffer {
     /// Takes the memory back. Only code that has seen the device finish with it may call this:
     /// a completion of the command, the queue's deletion, or a reset that the device confirmed.
     #[must_use]
+    #[inline]
     pub fn reclaim(mut self) -> DmaBuffer {
         match self.0.take() {
             Some(range) => DmaBuffer(range),
@@ -375,6 +382,7 @@ impl DeviceBuffer {
 }
 
 impl Drop for DeviceBuffer {
+    #[inline]
     fn drop(&mut self) {
         if let Some(range) = &self.0 {
             // The allocation keeps its reference count for ever: quarantined.
@@ -392,19 +400,44 @@ impl fmt::Debug for DeviceBuffer {
 /// Memory that CPU and device use at the same time: a submission or completion queue, a PRP
 /// list. Offsets are bytes; an access outside is the caller's mistake and panics. As with a
 /// [`DeviceBuffer`], dropping it puts its memory in quarantine; `reclaim` takes it back.
-pub struct SharedMemory(DeviceBuffer);
+pub struct SharedMemory {
+    /// The first word; valid for as long as `memory` is.
+    base: NonNull<AtomicU64>,
+    /// How many words there are.
+    words: usize,
+    memory: DeviceBuffer,
+}
+
+// SAFETY: `base` points into `memory`, which is `Send`; access is through atomics only.
+unsafe impl Send for SharedMemory {}
+// SAFETY: as above.
+unsafe impl Sync for SharedMemory {}
 
 impl SharedMemory {
+    fn new(memory: DeviceBuffer) -> Option<Self> {
+        let base = NonNull::new(memory.pointer().cast::<AtomicU64>())?;
+        assert!(base.is_aligned(), "allocations start at pages");
+        Some(Self { base, words: memory.len() / 8, memory })
+    }
+
+    #[inline]
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: `base` is aligned and `words` words from it lie within `memory`, which lives as
+        // long as `self`. The CPU accesses this memory through these atomics only.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.words) }
+    }
+
     /// Where the device sees the first byte.
     #[must_use]
+    #[inline]
     pub fn iova(&self) -> Iova {
-        self.0.iova()
+        self.memory.iova()
     }
 
     /// Length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.memory.len()
     }
 
     /// Whether the length is 0.
@@ -417,43 +450,48 @@ impl SharedMemory {
     /// queue's deletion, or a reset that the device confirmed.
     #[must_use]
     pub fn reclaim(self) -> DmaBuffer {
-        self.0.reclaim()
-    }
-
-    fn word(&self, offset: usize) -> &AtomicU64 {
-        assert!(offset.is_multiple_of(8) && offset + 8 <= self.len(), "word at {offset}");
-        // SAFETY: in bounds and aligned (asserted; the base is page-aligned); the memory is only
-        // accessed through atomics and the arena outlives `self`.
-        unsafe { &*self.0.pointer().add(offset).cast::<AtomicU64>() }
+        self.memory.reclaim()
     }
 
     /// Loads eight bytes; what the device wrote before them is visible after it (acquire).
     #[inline]
     #[must_use]
     pub fn load_acquire(&self, offset: usize) -> u64 {
-        u64::from_le(self.word(offset).load(Ordering::Acquire))
+        assert!(offset.is_multiple_of(8), "no word starts at {offset}");
+        u64::from_le(self.words()[offset / 8].load(Ordering::Acquire))
     }
 
     /// Stores eight bytes with no ordering of its own; a doorbell's release orders it.
     #[inline]
     pub fn store(&self, offset: usize, value: u64) {
-        self.word(offset).store(value.to_le(), Ordering::Relaxed);
+        assert!(offset.is_multiple_of(8), "no word starts at {offset}");
+        self.words()[offset / 8].store(value.to_le(), Ordering::Relaxed);
+    }
+
+    /// Stores `first`, `first + step` and so on, `count` words from `offset`, like `store`.
+    #[inline]
+    pub fn store_series(&self, offset: usize, count: usize, first: u64, step: u64) {
+        assert!(offset.is_multiple_of(8), "no word starts at {offset}");
+        let mut value = first;
+        for word in &self.words()[offset / 8..][..count] {
+            word.store(value.to_le(), Ordering::Relaxed);
+            value = value.wrapping_add(step);
+        }
     }
 
     /// Stores a whole 64-byte submission queue entry, with no ordering of its own.
     #[inline]
     pub fn store_entry(&self, index: usize, entry: &[u8; 64]) {
-        let start = index * 64;
-        assert!(start + 64 <= self.len(), "entry {index} is outside the queue");
-        for (step, bytes) in entry.as_chunks::<8>().0.iter().enumerate() {
-            self.word(start + step * 8).store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+        let words = &self.words()[index * 8..][..8];
+        for (word, bytes) in words.iter().zip(entry.as_chunks::<8>().0) {
+            word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
         }
     }
 
     /// Sets everything to zero.
     pub fn clear(&self) {
-        for offset in (0..self.len() / 8).map(|word| word * 8) {
-            self.word(offset).store(0, Ordering::Relaxed);
+        for word in self.words() {
+            word.store(0, Ordering::Relaxed);
         }
     }
 }

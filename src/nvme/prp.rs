@@ -55,9 +55,7 @@ impl PrpLists {
             2 => Some((start, Iova(second))),
             _ => {
                 let list = usize::from(slot) * self.list_size;
-                for page in 0..pages - 1 {
-                    self.memory.store(list + page * ENTRY, second + (page * PAGE) as u64);
-                }
+                self.memory.store_series(list, pages - 1, second, PAGE as u64);
                 Some((start, Iova(self.memory.iova().get() + list as u64)))
             }
         }

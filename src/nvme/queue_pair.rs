@@ -30,7 +30,7 @@ use crate::spec::command::{
     SubmissionEntry,
 };
 use crate::spec::completion::CompletionEntry;
-use crate::units::{BlockSize, ByteCount, CommandId, Iova, Lba, NamespaceId, QueueId};
+use crate::units::{BlockSize, ByteCount, Iova, Lba, NamespaceId, QueueId};
 
 /// Entries of the largest queue that is made.
 pub(crate) const MAX_ENTRIES: u16 = 1024;
@@ -328,7 +328,12 @@ impl QueuePair {
             return Err(rejected(RejectReason::BadLength, None));
         };
         let mut entry = SubmissionEntry::deallocate_ranges(self.target.namespace, count);
-        let (index, id) = self.take_slot(None)?.0;
+        if let Some(reason) = self.refusal() {
+            return Err(rejected(reason, None));
+        }
+        let Some((index, id)) = self.slots.take() else {
+            return Err(rejected(RejectReason::Full, None));
+        };
         let memory = self.memory_mut();
         let Some(list) = memory.lists.write_ranges(index, ranges) else {
             unreachable!("max_discard_ranges is what the lists can hold");
@@ -344,53 +349,46 @@ impl QueuePair {
     #[inline]
     pub(crate) fn submit(
         &mut self,
-        entry: SubmissionEntry,
+        mut entry: SubmissionEntry,
         buffer: Option<DmaBuffer>,
         token: u64,
         patience_ms: u32,
     ) -> Result<(), Rejected> {
-        let ((index, id), buffer) = self.take_slot(buffer)?;
+        if let Some(reason) = self.refusal() {
+            return Err(rejected(reason, buffer));
+        }
+        let Some((index, id)) = self.slots.take() else {
+            return Err(rejected(RejectReason::Full, buffer));
+        };
         let memory = self.memory_mut();
-        let mut entry = entry.with_command_id(id);
-        let mut device_buffer = None;
-        if let Some(buffer) = buffer {
-            let Some((prp1, prp2)) = memory.lists.describe(index, buffer.iova(), buffer.len())
-            else {
+        entry.command_id.set(id.get());
+        if let Some(data) = &buffer {
+            let Some((prp1, prp2)) = memory.lists.describe(index, data.iova(), data.len()) else {
                 self.slots.finish(index);
-                let aligned = buffer.iova().get().is_multiple_of(4);
+                let aligned = data.iova().get().is_multiple_of(4);
                 let reason =
                     if aligned { RejectReason::BadLength } else { RejectReason::Misaligned };
-                return Err(rejected(reason, Some(buffer)));
+                return Err(rejected(reason, buffer));
             };
-            entry = entry.with_prps(prp1, prp2);
-            device_buffer = Some(buffer.into_device());
+            entry.prp1.set(prp1.get());
+            entry.prp2.set(prp2.get());
         }
         memory.rings.push(&entry);
-        self.slots.slot(index).buffer = device_buffer;
+        self.slots.slot(index).buffer = buffer.map(DmaBuffer::into_device);
         self.occupy(index, entry.opcode, token, patience_ms);
         Ok(())
     }
 
+    /// Why no command is taken now, except for a full queue.
     #[inline]
-    fn take_slot(
-        &mut self,
-        buffer: Option<DmaBuffer>,
-    ) -> Result<((u16, CommandId), Option<DmaBuffer>), Rejected> {
+    fn refusal(&self) -> Option<RejectReason> {
         match self.link.state() {
-            LinkState::Live => {}
-            LinkState::Dead | LinkState::DeadUnproven => {
-                return Err(rejected(RejectReason::Gone, buffer));
-            }
+            LinkState::Live => None,
+            LinkState::Dead | LinkState::DeadUnproven => Some(RejectReason::Gone),
             LinkState::Stopping
             | LinkState::Stopped
             | LinkState::Surrendered
-            | LinkState::Creating => {
-                return Err(rejected(RejectReason::Resetting, buffer));
-            }
-        }
-        match self.slots.take() {
-            Some(slot) => Ok((slot, buffer)),
-            None => Err(rejected(RejectReason::Full, buffer)),
+            | LinkState::Creating => Some(RejectReason::Resetting),
         }
     }
 

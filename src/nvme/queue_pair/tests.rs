@@ -9,7 +9,7 @@ use crate::hw::dma::DmaWindow;
 use crate::hw::transport::{Doorbell, DoorbellPage};
 use crate::spec::identify::DeallocatedReads;
 use crate::spec::status::{Status, StatusCode};
-use crate::units::BlockCount;
+use crate::units::{BlockCount, CommandId};
 
 const ID: u16 = 3;
 

@@ -1,0 +1,486 @@
+//! Which pools and volumes there are, as all reactors see it.
+//!
+//! One lock orders changes of names against look-ups; nothing is awaited while it is held. Data
+//! never passes here: a reactor that knows a volume does its I/O without this.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::attributes::{Attributes, wall_clock};
+use super::error::Error;
+use super::exclusion::WriteLocks;
+use super::gate::Gate;
+use super::owner::PoolOwner;
+use crate::reactor::Remote;
+use crate::units::{BlobId, ByteCount};
+
+/// The number of a pool or a volume in this process and, as long as no two are alike, in every
+/// other: it is made from the UUID. Fits 62 bits and is never small, so that front ends may give
+/// small numbers a meaning of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(u64);
+
+impl Key {
+    /// Keys are at least this.
+    pub const MIN: u64 = 1 << 32;
+    const MASK: u64 = (1 << 62) - 1;
+
+    /// The key with this number, whether or not anything has it.
+    #[must_use]
+    pub const fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+
+    fn of(uuid: Uuid) -> Self {
+        let (high, low) = uuid.as_u64_pair();
+        Self(((high ^ low.rotate_left(32)) & Self::MASK) | Self::MIN)
+    }
+
+    fn next(self) -> Self {
+        Self((self.0.wrapping_add(1) & Self::MASK) | Self::MIN)
+    }
+}
+
+/// A pool.
+pub struct Pool {
+    key: Key,
+    name: String,
+    uuid: Uuid,
+    cluster_size: ByteCount,
+    owner: Remote<PoolOwner>,
+    /// When a name in it changed last, in nanoseconds since the epoch.
+    changed: AtomicU64,
+}
+
+impl Pool {
+    /// Its key.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        self.key
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its UUID.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// The unit of allocation and of a volume's size.
+    #[must_use]
+    pub fn cluster_size(&self) -> ByteCount {
+        self.cluster_size
+    }
+
+    /// When a name in it changed last, since the epoch.
+    #[must_use]
+    pub fn changed(&self) -> Duration {
+        Duration::from_nanos(self.changed.load(Ordering::Relaxed))
+    }
+
+    /// Where its store is.
+    #[must_use]
+    pub fn owner(&self) -> &Remote<PoolOwner> {
+        &self.owner
+    }
+}
+
+/// A volume, as all reactors share it.
+pub struct Entry {
+    key: Key,
+    pool: Arc<Pool>,
+    blob: BlobId,
+    uuid: Uuid,
+    gate: Gate,
+    locks: WriteLocks,
+    /// When it was written last, in nanoseconds since the epoch; 0 if not since it was opened.
+    written: AtomicU64,
+    state: Mutex<State>,
+}
+
+struct State {
+    name: String,
+    attributes: Attributes,
+    openings: usize,
+    life: Life,
+}
+
+/// Whether a volume has a name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Named,
+    /// It lost its name while it was open, and is to be deleted when it is closed.
+    Unlinked,
+    Deleting,
+}
+
+/// What [`Entry::prepare_deletion`] found.
+pub(super) enum Deletion {
+    /// Nobody has it open: it can be deleted now.
+    Now,
+    /// It is open: it only loses its name now.
+    WhenClosed,
+}
+
+/// An opening of a volume: by a file handle or a host. To be given back by [`Entry::close`].
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Opening(());
+
+impl Entry {
+    /// Its key.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        self.key
+    }
+
+    /// The pool it is in.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Its blob in the store.
+    #[must_use]
+    pub fn blob(&self) -> BlobId {
+        self.blob
+    }
+
+    /// Its UUID; made from the pool's and the blob's number if the store has none for it.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// Its name. A volume that was unlinked while open still shows its last one.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.state().name.clone()
+    }
+
+    /// Whether it can still be found by its name.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.state().life == Life::Named
+    }
+
+    /// Its gate.
+    #[must_use]
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    pub(super) fn locks(&self) -> &WriteLocks {
+        &self.locks
+    }
+
+    /// Owner, mode and times.
+    #[must_use]
+    pub fn attributes(&self) -> Attributes {
+        let mut attributes = self.state().attributes.clone();
+        let written = Duration::from_nanos(self.written.load(Ordering::Relaxed));
+        if written > attributes.mtime {
+            (attributes.mtime, attributes.ctime) = (written, written.max(attributes.ctime));
+        }
+        attributes
+    }
+
+    pub(super) fn set_attributes(&self, attributes: Attributes) {
+        let mut state = self.state();
+        // A time that was set on purpose holds until the next write.
+        self.written.store(0, Ordering::Relaxed);
+        state.attributes = attributes;
+    }
+
+    /// Whether a write changed the times since they were stored.
+    pub(super) fn has_unsaved_times(&self) -> bool {
+        self.written.load(Ordering::Relaxed) != 0
+    }
+
+    /// Notes that data changed now.
+    #[inline]
+    pub(super) fn note_write(&self) {
+        self.written.store(nanoseconds(wall_clock()), Ordering::Relaxed);
+    }
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// [`Error::Deleted`].
+    pub fn open(&self) -> Result<Opening, Error> {
+        let mut state = self.state();
+        if state.life == Life::Deleting {
+            return Err(Error::Deleted);
+        }
+        state.openings += 1;
+        Ok(Opening(()))
+    }
+
+    /// How often it is open.
+    #[must_use]
+    pub fn openings(&self) -> usize {
+        self.state().openings
+    }
+
+    /// Closes an opening. True if that was the last one of a volume without a name: the caller
+    /// then has it deleted, by [`super::Catalog::delete_unlinked`].
+    #[must_use]
+    pub fn close(&self, opening: Opening) -> bool {
+        let Opening(()) = opening;
+        let mut state = self.state();
+        state.openings = state.openings.saturating_sub(1);
+        if state.openings > 0 || state.life != Life::Unlinked {
+            return false;
+        }
+        state.life = Life::Deleting;
+        self.gate.close();
+        true
+    }
+
+    /// Begins its deletion; afterwards it can no longer be opened by name.
+    pub(super) fn prepare_deletion(&self) -> Result<Deletion, Error> {
+        let mut state = self.state();
+        match state.life {
+            Life::Unlinked | Life::Deleting => Err(Error::NotFound),
+            Life::Named if state.openings > 0 => Ok(Deletion::WhenClosed),
+            Life::Named => {
+                state.life = Life::Deleting;
+                self.gate.close();
+                Ok(Deletion::Now)
+            }
+        }
+    }
+
+    /// The deletion did not happen.
+    pub(super) fn abandon_deletion(&self) {
+        let mut state = self.state();
+        if state.life == Life::Deleting {
+            state.life = Life::Named;
+            self.gate.reopen();
+        }
+    }
+
+    /// It lost its name while it was open. True if it was closed meanwhile, so that it must be
+    /// deleted now.
+    pub(super) fn unlinked(&self) -> bool {
+        let mut state = self.state();
+        state.life = if state.openings == 0 { Life::Deleting } else { Life::Unlinked };
+        if state.life == Life::Deleting {
+            self.gate.close();
+        }
+        state.life == Life::Deleting
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No statement that holds the lock can panic half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a volume is when it is put into the directory.
+pub(super) struct NewEntry {
+    pub(super) blob: BlobId,
+    pub(super) uuid: Uuid,
+    pub(super) name: String,
+    pub(super) attributes: Attributes,
+}
+
+/// All pools and volumes. Clones are the same directory.
+#[derive(Clone, Default)]
+pub struct Directory(Arc<RwLock<Tree>>);
+
+#[derive(Default)]
+struct Tree {
+    pools: BTreeMap<Key, PoolNode>,
+    /// Every volume, also those without a name.
+    volumes: HashMap<Key, Arc<Entry>>,
+}
+
+struct PoolNode {
+    pool: Arc<Pool>,
+    names: HashMap<String, Key>,
+    /// Those with a name, in an order that other changes do not disturb.
+    volumes: BTreeMap<Key, Arc<Entry>>,
+}
+
+impl Directory {
+    /// All pools, in the order of their keys.
+    #[must_use]
+    pub fn pools(&self) -> Vec<Arc<Pool>> {
+        self.read().pools.values().map(|node| Arc::clone(&node.pool)).collect()
+    }
+
+    /// The pool of a name.
+    #[must_use]
+    pub fn find_pool(&self, name: &str) -> Option<Arc<Pool>> {
+        let tree = self.read();
+        tree.pools.values().find(|node| node.pool.name == name).map(|node| Arc::clone(&node.pool))
+    }
+
+    /// The pool with a key.
+    #[must_use]
+    pub fn pool(&self, key: Key) -> Option<Arc<Pool>> {
+        self.read().pools.get(&key).map(|node| Arc::clone(&node.pool))
+    }
+
+    /// The volume with a key, whether or not it has a name.
+    #[must_use]
+    pub fn volume(&self, key: Key) -> Option<Arc<Entry>> {
+        self.read().volumes.get(&key).map(Arc::clone)
+    }
+
+    /// The volume of a name in a pool.
+    #[must_use]
+    pub fn find_volume(&self, pool: Key, name: &str) -> Option<Arc<Entry>> {
+        let tree = self.read();
+        let node = tree.pools.get(&pool)?;
+        node.volumes.get(node.names.get(name)?).map(Arc::clone)
+    }
+
+    /// Up to `limit` volumes of a pool that have a name, in the order of their keys, after
+    /// `after`.
+    #[must_use]
+    pub fn volumes_after(&self, pool: Key, after: Option<Key>, limit: usize) -> Vec<Arc<Entry>> {
+        let tree = self.read();
+        let Some(node) = tree.pools.get(&pool) else { return Vec::new() };
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let range = node.volumes.range((start, Bound::Unbounded));
+        range.take(limit).map(|(_, entry)| Arc::clone(entry)).collect()
+    }
+
+    /// All volumes of a pool that have a name, in the order of their keys.
+    #[must_use]
+    pub fn volumes(&self, pool: Key) -> Vec<Arc<Entry>> {
+        self.volumes_after(pool, None, usize::MAX)
+    }
+
+    pub(super) fn add_pool(
+        &self,
+        name: &str,
+        uuid: Uuid,
+        cluster_size: ByteCount,
+        owner: Remote<PoolOwner>,
+    ) -> Arc<Pool> {
+        let mut tree = self.write();
+        let key = tree.free_key(uuid);
+        let changed = AtomicU64::new(nanoseconds(wall_clock()));
+        let pool = Arc::new(Pool { key, name: name.into(), uuid, cluster_size, owner, changed });
+        let (names, volumes) = (HashMap::new(), BTreeMap::new());
+        tree.pools.insert(key, PoolNode { pool: Arc::clone(&pool), names, volumes });
+        pool
+    }
+
+    /// Forgets a pool and its volumes: they can be neither found nor used any more.
+    pub(super) fn remove_pool(&self, key: Key) {
+        let mut tree = self.write();
+        tree.pools.remove(&key);
+        tree.volumes.retain(|_, entry| {
+            let stays = entry.pool.key != key;
+            if !stays {
+                entry.gate.close();
+            }
+            stays
+        });
+    }
+
+    pub(super) fn add_volume(&self, pool: Key, new: NewEntry) -> Result<Arc<Entry>, Error> {
+        let mut tree = self.write();
+        let key = tree.free_key(new.uuid);
+        let Some(node) = tree.pools.get_mut(&pool) else { return Err(Error::NotFound) };
+        let state = State {
+            name: new.name.clone(),
+            attributes: new.attributes,
+            openings: 0,
+            life: Life::Named,
+        };
+        let entry = Arc::new(Entry {
+            key,
+            pool: Arc::clone(&node.pool),
+            blob: new.blob,
+            uuid: new.uuid,
+            gate: Gate::default(),
+            locks: WriteLocks::default(),
+            written: AtomicU64::new(0),
+            state: Mutex::new(state),
+        });
+        node.names.insert(new.name, key);
+        node.volumes.insert(key, Arc::clone(&entry));
+        node.changed();
+        tree.volumes.insert(key, Arc::clone(&entry));
+        Ok(entry)
+    }
+
+    /// Takes a volume's name away. It can still be found by its key.
+    pub(super) fn remove_name(&self, entry: &Entry) {
+        let mut tree = self.write();
+        if let Some(node) = tree.pools.get_mut(&entry.pool.key) {
+            node.volumes.remove(&entry.key);
+            let name = entry.name();
+            if node.names.get(&name) == Some(&entry.key) {
+                node.names.remove(&name);
+            }
+            node.changed();
+        }
+    }
+
+    /// Forgets a volume without a name.
+    pub(super) fn remove_volume(&self, entry: &Entry) {
+        self.write().volumes.remove(&entry.key);
+    }
+
+    pub(super) fn rename_volume(&self, entry: &Entry, name: &str) {
+        let mut tree = self.write();
+        if let Some(node) = tree.pools.get_mut(&entry.pool.key) {
+            node.names.remove(&entry.name());
+            node.names.insert(name.into(), entry.key);
+            entry.state().name = name.into();
+            node.changed();
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Tree> {
+        // No statement that holds the lock can panic half-way.
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Tree> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PoolNode {
+    fn changed(&self) {
+        self.pool.changed.store(nanoseconds(wall_clock()), Ordering::Relaxed);
+    }
+}
+
+impl Tree {
+    /// The key of a UUID, or the next one that nothing has.
+    fn free_key(&self, uuid: Uuid) -> Key {
+        let mut key = Key::of(uuid);
+        while self.pools.contains_key(&key) || self.volumes.contains_key(&key) {
+            key = key.next();
+        }
+        key
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,57 @@
+//! Why a volume did not do what it was asked.
+
+use crate::lvol;
+use crate::units::{ByteCount, ByteOffset};
+
+/// An error of the volume layer. Front ends map the variants to errno and NVMe status.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// No pool or volume of that name or key; or it was deleted meanwhile.
+    #[error("there is no such pool or volume")]
+    NotFound,
+    /// The volume is being deleted.
+    #[error("the volume was deleted")]
+    Deleted,
+    /// A write that starts at or behind the end.
+    #[error("offset {offset} is past the end of the volume, which has {size} bytes")]
+    PastEnd {
+        /// First byte.
+        offset: ByteOffset,
+        /// The volume's size.
+        size: ByteCount,
+    },
+    /// The name is reserved for volumes that lost theirs while they were open.
+    #[error("names that begin with \"{}\" are reserved", super::owner::UNLINKED_PREFIX)]
+    ReservedName,
+    /// The volume has clones, so it cannot be deleted.
+    #[error("the volume has {clones} clones")]
+    HasClones {
+        /// How many.
+        clones: usize,
+    },
+    /// No DMA memory is left for the operation.
+    #[error("no DMA memory left for {bytes} bytes")]
+    NoMemory {
+        /// What was needed.
+        bytes: usize,
+    },
+    /// This reactor was not attached to the pool.
+    #[error("the pool is not attached on this reactor")]
+    NotAttached,
+    /// The lvolstore said no.
+    #[error(transparent)]
+    Store(#[from] lvol::Error),
+}
+
+impl From<lvol::IoFailure> for Error {
+    /// The buffer, if it came back, returns to the arena.
+    fn from(failure: lvol::IoFailure) -> Self {
+        Self::Store(failure.error)
+    }
+}
+
+impl From<crate::reactor::Gone> for Error {
+    fn from(_: crate::reactor::Gone) -> Self {
+        Self::Store(lvol::Error::Gone)
+    }
+}

@@ -1,7 +1,7 @@
 //! Volumes as files: the FUSE front end.
 //!
-//! A request comes by a transport ([`device`]), is parsed ([`request`]) and answered ([`reply`]).
-//! Mounting is in [`mount`].
+//! A request comes by a transport ([`device`]), is parsed ([`request`]), done ([`operations`]) and
+//! answered ([`reply`]). The tree of the mount is in [`tree`], mounting in [`mount`].
 //!
 //! Invariants:
 //! * What the kernel sends is input: nothing in it makes this module panic.
@@ -11,5 +11,9 @@ pub mod abi;
 pub mod device;
 pub mod errno;
 pub mod mount;
+pub mod openings;
+pub mod operations;
 pub mod reply;
 pub mod request;
+mod tree;
+mod xattr;

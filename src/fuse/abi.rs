@@ -10,7 +10,7 @@ macro_rules! structures {
     ($($(#[$doc:meta])* struct $name:ident: $size:literal { $($field:ident: $type:ty),* $(,)? })*) => {
         $(
             $(#[$doc])*
-            #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
+            #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
             #[repr(C)]
             #[expect(missing_docs, reason = "the fields are the kernel's, documented in fuse.h")]
             pub struct $name { $(pub $field: $type),* }

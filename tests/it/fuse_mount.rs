@@ -4,21 +4,28 @@
 use std::cell::RefCell;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
+use std::sync::Arc;
 
+use lvolfs::block::AnyDevice;
 use lvolfs::fuse::abi;
 use lvolfs::fuse::device::{self, Connection};
 use lvolfs::fuse::errno::Errno;
 use lvolfs::fuse::mount::{Access, Mount, MountOptions, Unmounted};
+use lvolfs::fuse::openings::Openings;
+use lvolfs::fuse::operations::Operations;
 use lvolfs::fuse::reply::Reply;
 use lvolfs::fuse::request::{NodeId, Operation, Request};
 use lvolfs::hw::dma::{DmaArena, DmaBuffer};
 use lvolfs::reactor::policy::SpinPermits;
-use lvolfs::reactor::{Clock, Reactor, ReactorOptions, Wait};
-use lvolfs::units::ByteCount;
+use lvolfs::reactor::{Clock, Reactor, ReactorOptions, Remote, Wait};
+use lvolfs::units::{BlockSize, ByteCount};
+use lvolfs::volume::{Catalog, Directory, Pool, Store};
+
+use crate::fuse_operations::{Served, defaults, memory_device};
 
 /// Straight to the descriptor: the test harness keeps what tests print.
 fn say(text: &str) {
@@ -52,9 +59,9 @@ impl Drop for MountPoint {
     }
 }
 
-fn reactor() -> (Rc<Reactor>, DmaArena) {
+fn reactor(index: usize) -> (Rc<Reactor>, DmaArena) {
     let options = ReactorOptions {
-        index: 0,
+        index,
         wait: Wait::Sleep,
         permits: SpinPermits::new(1),
         clock: Clock::real(),
@@ -126,7 +133,7 @@ impl OneFile {
 fn with_one_file(client: impl FnOnce(PathBuf) + Send + 'static) -> Option<Unmounted> {
     let point = MountPoint::new()?;
     let mount = Mount::new(&point.options()).unwrap();
-    let (reactor, arena) = reactor();
+    let (reactor, arena) = reactor(0);
     let connection: Connection = mount.connection().unwrap();
     let path = point.path().join("data");
     let (ended, end) = futures_channel::oneshot::channel::<()>();
@@ -229,4 +236,172 @@ fn the_mount_of_a_killed_daemon_is_cleared() {
     let mount = Mount::new(&point.options()).unwrap();
     assert_eq!(mount.unmount().unwrap(), Unmounted::Clean);
     fs::read_dir(point.path()).unwrap();
+}
+
+/// What the owner of a pool tells the other reactors.
+struct Shared {
+    directory: Directory,
+    pool: Arc<Pool>,
+    store: Remote<Store>,
+    device: AnyDevice,
+    openings: Arc<Openings>,
+}
+
+/// Serves a pool `p` of 64 MiB on two reactors, while `client` runs on this thread with the
+/// pool's folder.
+fn with_pool(client: impl FnOnce(&Path)) {
+    let Some(point) = MountPoint::new() else { return };
+    let mount = Mount::new(&point.options()).unwrap();
+    let connections = [mount.connection().unwrap(), mount.connection().unwrap()];
+    let [first, second] = connections;
+    let (share, shared) = std::sync::mpsc::channel::<Shared>();
+    let (over, end_of_second) = futures_channel::oneshot::channel::<()>();
+    let owner = std::thread::spawn(move || {
+        let (reactor, _) = reactor(0);
+        reactor.block_on(async {
+            let device = memory_device(64 << 20, BlockSize::B4096);
+            let served = Served::format(&reactor, device).await;
+            let (openings, store) = (Arc::clone(&served.openings), served.store());
+            let (directory, pool) = (served.directory.clone(), Arc::clone(&served.pool));
+            let device = served.device.clone();
+            share.send(Shared { directory, pool, store, device, openings }).unwrap();
+            serve(&reactor, &served.arena, first, &served.operations).await;
+            end_of_second.await.unwrap_or_default();
+            served.close().await;
+        });
+    });
+    let other = std::thread::spawn(move || {
+        let (reactor, arena) = reactor(1);
+        let Shared { directory, pool, store, device, openings } = shared.recv().unwrap();
+        reactor.block_on(async {
+            let catalog = Rc::new(Catalog::new(&reactor, &arena, &directory));
+            catalog.attach(&pool, store, device.channel(&reactor, &arena)).await.unwrap();
+            let operations = Rc::new(Operations::new(&catalog, &openings, defaults()));
+            serve(&reactor, &arena, second, &operations).await;
+        });
+        drop(over);
+    });
+    let folder = point.path().join("p");
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| client(&folder)));
+    assert_eq!(mount.unmount().unwrap(), Unmounted::Clean);
+    other.join().unwrap();
+    owner.join().unwrap();
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+async fn serve(
+    reactor: &Rc<Reactor>,
+    arena: &DmaArena,
+    connection: Connection,
+    operations: &Rc<Operations>,
+) {
+    let operations = Rc::clone(operations);
+    let handler = Rc::new(async move |request: Request, data: Option<DmaBuffer>| {
+        operations.handle(request, data).await
+    });
+    let stop = std::future::pending();
+    device::serve(Rc::clone(reactor), arena.clone(), connection, handler, stop).await.unwrap();
+}
+
+/// A volume of `size` bytes.
+fn volume(folder: &Path, name: &str, size: u64) -> PathBuf {
+    let path = folder.join(name);
+    fs::File::create(&path).unwrap().set_len(size).unwrap();
+    path
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+}
+
+#[test]
+fn files_behave_as_files() {
+    with_pool(|folder| {
+        let path = volume(folder, "v", 8 << 20);
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!((metadata.len(), metadata.blocks()), (8 << 20, 0));
+        let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut expected = vec![0; 8 << 20];
+        for _ in 0..200 {
+            let length = random.usize(1..300_000);
+            let offset = random.usize(..expected.len() - length);
+            let part = &mut expected[offset..offset + length];
+            random.fill(part);
+            file.write_all_at(part, offset as u64).unwrap();
+        }
+        file.sync_all().unwrap();
+        assert!(fs::read(&path).unwrap() == expected);
+        let error = file.write_at(b"x", 8 << 20).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+        assert_eq!(file.write_at(b"abc", (8 << 20) - 1).unwrap(), 1);
+        fs::rename(&path, folder.join("w")).unwrap();
+        fs::remove_file(folder.join("w")).unwrap();
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, (8 << 20) - 1).unwrap();
+        assert_eq!(&byte, b"a", "open, so still there");
+        drop(file);
+        assert!(fs::create_dir(folder.join("d")).is_err());
+        assert!(fs::create_dir(folder.parent().unwrap().join("d")).is_err());
+    });
+}
+
+#[test]
+fn writers_of_parts_of_blocks_on_two_reactors_lose_nothing() {
+    with_pool(|folder| {
+        let path = volume(folder, "v", 1 << 20);
+        std::thread::scope(|scope| {
+            for writer in 0..4_u8 {
+                let path = &path;
+                scope.spawn(move || {
+                    let file = fs::File::options().write(true).open(path).unwrap();
+                    for step in 0..250 {
+                        let offset = (step * 4 + u64::from(writer)) * 100;
+                        file.write_all_at(&[writer + 1; 100], offset).unwrap();
+                    }
+                });
+            }
+        });
+        let data = fs::read(&path).unwrap();
+        for (index, part) in data[..100_000].chunks(100).enumerate() {
+            let writer = (index % 4) as u8 + 1;
+            assert!(part.iter().all(|&byte| byte == writer), "part {index}");
+        }
+    });
+}
+
+#[test]
+fn dd_and_cp_write_volumes() {
+    with_pool(|folder| {
+        let source = tempfile::NamedTempFile::new().unwrap();
+        let mut data = vec![0; 3 << 20];
+        fastrand::Rng::with_seed(4).fill(&mut data);
+        fs::write(source.path(), &data).unwrap();
+        let from = source.path().to_str().unwrap();
+        // Into an existing volume: it keeps its size, and what lies behind the data.
+        let path = volume(folder, "old", 4 << 20);
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.write_all_at(b"tail", (4 << 20) - 4).unwrap();
+        drop(file);
+        let to = path.to_str().unwrap();
+        run("dd", &[&format!("if={from}"), &format!("of={to}"), "bs=1M", "conv=fsync"]);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 4 << 20);
+        assert!(fs::read(&path).unwrap()[..3 << 20] == data);
+        run("cp", &[from, to]);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 4 << 20);
+        // Into a new one: it grows.
+        let new = folder.join("new");
+        run("cp", &["--sparse=always", from, new.to_str().unwrap()]);
+        assert!(fs::read(&new).unwrap() == data);
+        run("truncate", &["-s", "1M", new.to_str().unwrap()]);
+        assert!(fs::read(&new).unwrap() == data[..1 << 20]);
+        // Into the same mount: a copy.
+        let copy = folder.join("copy");
+        run("cp", &[new.to_str().unwrap(), copy.to_str().unwrap()]);
+        assert!(fs::read(&copy).unwrap() == data[..1 << 20]);
+    });
 }

@@ -1,1 +1,111 @@
-//! The life of the daemon, in order.
+//! The life of the daemon, in order: start threads, claim devices, recover pools, open doors, say
+//! ready, wait, drain, close.
+//!
+//! When [`serve`] returns without an error, every door is closed, every pool was closed clean and
+//! flushed, and every device was told of the shutdown. When it returns with one, whatever was
+//! opened before was closed as far as possible, and what was not will be recovered at the next
+//! start.
+
+mod devices;
+mod doors;
+mod facts;
+mod pools;
+mod reactors;
+mod service;
+mod signals;
+mod site;
+
+use anyhow::Context;
+
+use crate::config::{Config, Cores};
+use crate::hw::dma::DmaArena;
+use crate::volume::Directory;
+use devices::Devices;
+use doors::Doors;
+use pools::Pools;
+use reactors::ReactorThread;
+use signals::Signals;
+use site::Site;
+
+/// Serves the configuration until a signal asks for the end; then drains and closes.
+///
+/// # Errors
+/// What kept it from starting, or what could not be closed in order.
+pub fn serve(config: &Config) -> anyhow::Result<()> {
+    let signals = Signals::install().context("cannot listen for signals")?;
+    let arena = DmaArena::new(config.reactor.dma_memory, config.reactor.huge_pages)
+        .context("cannot get DMA memory; lower reactor.dma_memory")?;
+    let sites = start_reactors(config, &arena)?;
+    let devices = Devices::open(config, &arena, &sites)?;
+    let served = serve_pools(config, &sites, &devices, &signals);
+    let shut_down = devices.close(&sites);
+    drop(sites);
+    served.and(shut_down)
+}
+
+/// From open devices to closed pools.
+fn serve_pools(
+    config: &Config,
+    sites: &[ReactorThread<Site>],
+    devices: &Devices,
+    signals: &Signals,
+) -> anyhow::Result<()> {
+    let pools = Pools::open(config, sites)?;
+    let served = serve_doors(config, sites, devices, &pools, signals);
+    let closed = pools.close(sites);
+    if served.is_ok() && closed.is_ok() {
+        tracing::info!("closed clean");
+    }
+    served.and(closed)
+}
+
+/// From open pools to closed doors.
+fn serve_doors(
+    config: &Config,
+    sites: &[ReactorThread<Site>],
+    devices: &Devices,
+    pools: &Pools,
+    signals: &Signals,
+) -> anyhow::Result<()> {
+    let doors = Doors::open(config, sites, devices, pools)?;
+    announce(config, pools);
+    let reason = signals.wait();
+    tracing::info!(reason, "draining");
+    drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
+    doors.close(sites)
+}
+
+fn start_reactors(config: &Config, arena: &DmaArena) -> anyhow::Result<Vec<ReactorThread<Site>>> {
+    let cpus = match &config.reactor.cores {
+        Cores::Count(count) => vec![None; *count],
+        Cores::Cpus(cpus) => cpus.iter().copied().map(Some).collect(),
+    };
+    let (arena, directory) = (arena.clone(), Directory::default());
+    reactors::start(&cpus, config.reactor.wait, move |reactor| {
+        Site::new(reactor, &arena, &directory)
+    })
+}
+
+/// Tells the operator, and whoever supervises us, that the volumes can be used.
+fn announce(config: &Config, pools: &Pools) {
+    let line = format!(
+        "ready: {} at {}; control socket {}",
+        pools.summary(),
+        config.mount.path.display(),
+        config.control.socket.display()
+    );
+    #[expect(clippy::print_stdout, reason = "the one line that a person waits for")]
+    {
+        println!("{line}");
+    }
+    // Nobody supervises us if there is no socket for it: nothing to tell then.
+    drop(sd_notify::notify(&[
+        sd_notify::NotifyState::Ready,
+        sd_notify::NotifyState::Status(&line),
+    ]));
+}
+
+/// The moment now, for how long the daemon has been ready.
+fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}

@@ -10,6 +10,7 @@ pub mod event;
 pub mod file;
 pub mod fuse;
 pub mod pci;
+pub mod process;
 pub mod thread;
 pub mod transport;
 pub mod vfio;

@@ -10,9 +10,9 @@ use super::client::{Client, ClientError};
 use super::error::RpcError;
 use super::status::Status;
 use super::types::{
-    Bdev, CreateLvol, CreateLvstore, GetBdevs, GetIostat, GetLvols, GetMethods, Iostat,
-    KillInstance, Lvol, Lvstore, NoParameters, RenameLvol, RenameLvstore, ResizeLvol, SelectLvol,
-    SelectLvstore, Version, VersionFields,
+    Bdev, CreateLvol, GetBdevs, GetIostat, GetLvols, GetMethods, Iostat, KillInstance, Lvol,
+    Lvstore, NoParameters, RenameLvol, ResizeLvol, SelectLvol, SelectLvstore, Version,
+    VersionFields,
 };
 
 macro_rules! methods {
@@ -57,12 +57,6 @@ methods! {
     bdev_get_bdevs(GetBdevs) -> Vec<Bdev>;
     /// What went through devices and volumes.
     bdev_get_iostat(GetIostat) -> Iostat;
-    /// Formats a blank device as a pool; the pool's UUID.
-    bdev_lvol_create_lvstore(CreateLvstore) -> Uuid;
-    /// Renames a pool; true.
-    bdev_lvol_rename_lvstore(RenameLvstore) -> bool;
-    /// Deletes a pool and all volumes in it; true.
-    bdev_lvol_delete_lvstore(SelectLvstore) -> bool;
     /// Pools.
     bdev_lvol_get_lvstores(SelectLvstore) -> Vec<Lvstore>;
     /// Creates a volume, durably; its UUID.

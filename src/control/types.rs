@@ -199,16 +199,6 @@ pub struct BdevIostat {
     pub io_error: BTreeMap<String, u64>,
 }
 
-/// How the clusters of a new pool are cleared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "SPDK's words")]
-pub enum LvstoreClearMethod {
-    Unmap,
-    WriteZeroes,
-    None,
-}
-
 /// How the clusters of a volume are cleared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -218,38 +208,6 @@ pub enum LvolClearMethod {
     None,
     Unmap,
     WriteZeroes,
-}
-
-/// Of `bdev_lvol_create_lvstore`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CreateLvstore {
-    /// The device.
-    pub bdev_name: String,
-    /// The pool's name.
-    pub lvs_name: String,
-    /// Bytes in a cluster; 4 MiB if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cluster_sz: Option<u32>,
-    /// How to clear the device.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub clear_method: Option<LvstoreClearMethod>,
-    /// Metadata pages for each hundred clusters; 100 if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub num_md_pages_per_cluster_ratio: Option<u32>,
-    /// Bytes in a metadata page; 4096 if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub md_page_size: Option<u32>,
-}
-
-/// Of `bdev_lvol_rename_lvstore`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RenameLvstore {
-    /// The pool.
-    pub old_name: String,
-    /// Its name from now on.
-    pub new_name: String,
 }
 
 /// One pool, by its UUID or by its name.
@@ -275,7 +233,7 @@ fn selector(
     }
 }
 
-/// Of `bdev_lvol_delete_lvstore` and `bdev_lvol_get_lvstores`.
+/// Of `bdev_lvol_get_lvstores`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SelectLvstore {

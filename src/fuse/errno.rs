@@ -121,6 +121,9 @@ impl From<BlockError> for Errno {
             | BlockError::Short { .. }
             | BlockError::NoAnswer { .. }
             | BlockError::Gone
+            | BlockError::Nvme { .. }
+            | BlockError::CacheLost
+            | BlockError::NoQueue
             | BlockError::Injected { .. } => Self::EIO,
         }
     }

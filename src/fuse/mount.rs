@@ -232,7 +232,11 @@ fn prepare(path: &Path) -> Result<PathBuf, MountError> {
     if !resolved.is_dir() {
         return Err(MountError::NotADirectory { path: path.into() });
     }
-    match fs::read_dir(&resolved).map_err(system("list"))?.next() {
+    // A placeholder is how a folder gets into a repository; nobody misses it under a mount.
+    let hidden = |entry: &io::Result<fs::DirEntry>| {
+        !entry.as_ref().is_ok_and(|entry| entry.file_name() == ".gitkeep")
+    };
+    match fs::read_dir(&resolved).map_err(system("list"))?.find(hidden) {
         None => Ok(resolved),
         Some(Ok(entry)) => {
             let entry = entry.file_name().to_string_lossy().into_owned();

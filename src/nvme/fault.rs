@@ -9,7 +9,7 @@ use crate::units::QueueId;
 const LOGGED: u64 = 3;
 
 /// Counts of what a device must not do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Misbehaviour {
     /// Completions with a command identifier that no command could have.
     pub unknown_commands: u64,

@@ -82,7 +82,7 @@ pub struct Completion {
 }
 
 /// What a queue pair has done so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct QueueCounters {
     /// Reads submitted.
     pub reads: u64,

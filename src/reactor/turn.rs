@@ -69,7 +69,7 @@ impl ReactorOptions {
 }
 
 /// What a reactor did so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct ReactorStatistics {
     /// Turns of the loop.
     pub turns: u64,

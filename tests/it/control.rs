@@ -11,9 +11,9 @@ use lvolfs::control::codec::REQUEST_BYTES_LIMIT;
 use lvolfs::control::server::CONNECTIONS_LIMIT;
 use lvolfs::control::status::{Health, PoolStatus, Status};
 use lvolfs::control::types::{
-    Bdev, BdevIostat, CreateLvol, CreateLvstore, GetBdevs, GetIostat, GetLvols, Iostat,
-    KillInstance, Lvol, LvolPool, Lvstore, NoParameters, PoolSelector, RenameLvol, RenameLvstore,
-    ResizeLvol, SelectLvol, SelectLvstore,
+    Bdev, BdevIostat, CreateLvol, GetBdevs, GetIostat, GetLvols, Iostat, KillInstance, Lvol,
+    LvolPool, Lvstore, NoParameters, PoolSelector, RenameLvol, ResizeLvol, SelectLvol,
+    SelectLvstore,
 };
 use lvolfs::control::{Client, ClientError, RpcError, Server, Service, SocketError};
 use serde_json::{Value, json};
@@ -55,18 +55,6 @@ impl Service for Echo {
     fn bdev_get_iostat(&self, _: GetIostat) -> Result<Iostat, RpcError> {
         let bdevs = vec![BdevIostat { num_flush_ops: 3, ..Default::default() }];
         Ok(Iostat { tick_rate: 1_000_000_000, ticks: 1, bdevs })
-    }
-
-    fn bdev_lvol_create_lvstore(&self, parameters: CreateLvstore) -> Result<Uuid, RpcError> {
-        Err(RpcError::errno(libc::EPERM).because(parameters.bdev_name))
-    }
-
-    fn bdev_lvol_rename_lvstore(&self, _: RenameLvstore) -> Result<bool, RpcError> {
-        Ok(true)
-    }
-
-    fn bdev_lvol_delete_lvstore(&self, parameters: SelectLvstore) -> Result<bool, RpcError> {
-        parameters.exactly_one().map(|_| true)
     }
 
     fn bdev_lvol_get_lvstores(&self, parameters: SelectLvstore) -> Result<Vec<Lvstore>, RpcError> {
@@ -229,12 +217,13 @@ fn requests_are_answered_as_spdk_does() {
     assert_eq!(answer, error(3, -32602, "No space left on device"));
     let answer = connection.ask(r#"{"id":"x","method":"bdev_get_bdevs","params":{"name":"q"}}"#);
     assert_eq!(answer, error("x", -19, "No such device"));
-    let answer = connection.ask(r#"{"id":4,"method":"bdev_lvol_delete_lvstore"}"#);
+    let answer = connection
+        .ask(r#"{"id":4,"method":"bdev_lvol_create","params":{"lvol_name":"v","size":1}}"#);
     assert_eq!(answer, error(4, -22, "Invalid argument: one of uuid and lvs_name"));
     // No identity is answered too, with none.
     let answer = connection.ask(
-        r#"{"method":"bdev_lvol_rename_lvstore",
-        "params":{"old_name":"p","new_name":"q"}}"#,
+        r#"{"method":"bdev_lvol_rename",
+        "params":{"old_name":"p/v","new_name":"w"}}"#,
     );
     assert_eq!(answer, json!({"jsonrpc": "2.0", "id": null, "result": true}));
 }
@@ -248,13 +237,10 @@ fn the_methods_are_listed() {
         "bdev_get_bdevs",
         "bdev_get_iostat",
         "bdev_lvol_create",
-        "bdev_lvol_create_lvstore",
         "bdev_lvol_delete",
-        "bdev_lvol_delete_lvstore",
         "bdev_lvol_get_lvols",
         "bdev_lvol_get_lvstores",
         "bdev_lvol_rename",
-        "bdev_lvol_rename_lvstore",
         "bdev_lvol_resize",
         "bdev_lvol_set_read_only",
         "lvolfs_status",

@@ -275,7 +275,7 @@ fn with_pool(client: impl FnOnce(&Path)) {
         let Shared { directory, pool, store, device, openings } = shared.recv().unwrap();
         reactor.block_on(async {
             let catalog = Rc::new(Catalog::new(&reactor, &arena, &directory));
-            catalog.attach(&pool, store, device.channel(&reactor, &arena)).await.unwrap();
+            catalog.attach(&pool, store, device.channel(&reactor, &arena).unwrap()).await.unwrap();
             let operations = Rc::new(Operations::new(&catalog, &openings, defaults()));
             serve(&reactor, &arena, second, &operations).await;
         });

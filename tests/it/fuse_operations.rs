@@ -50,13 +50,13 @@ impl Served {
             uuid: None,
             layout: LayoutOptions { cluster_size: ByteCount(CLUSTER), ..Default::default() },
         };
-        let channel = device.channel(reactor, &arena);
+        let channel = device.channel(reactor, &arena).unwrap();
         Store::format(&channel, &arena, &options).await.unwrap();
         Self::open(reactor, device, arena).await
     }
 
     async fn open(reactor: &Rc<Reactor>, device: AnyDevice, arena: DmaArena) -> Self {
-        let channel = device.channel(reactor, &arena);
+        let channel = device.channel(reactor, &arena).unwrap();
         let store = Store::open(channel.clone(), reactor, &arena).await.unwrap();
         let remote = store.remote().unwrap();
         let directory = Directory::default();

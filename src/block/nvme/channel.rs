@@ -19,7 +19,7 @@ use crate::block::{
 use crate::hw::dma::{DmaArena, DmaBuffer};
 use crate::hw::event::EventFd;
 use crate::nvme::retry::{MAX_ATTEMPTS, Triage, triage};
-use crate::nvme::{CommandFailure, Completion, QueuePair, RejectReason, Rejected};
+use crate::nvme::{CommandFailure, Completion, QueueCounters, QueuePair, RejectReason, Rejected};
 use crate::reactor::{Instant, Poller, Reactor, Registration};
 use crate::spec::command::{Deallocate, DsmRange, ForceUnitAccess};
 use crate::units::{BlockCount, Lba};
@@ -428,6 +428,12 @@ impl NvmeChannel {
         });
         let registration = Rc::new(reactor.register(Rc::clone(&channel) as Rc<dyn Poller>));
         Self { channel, _registration: registration }
+    }
+
+    /// What the queue pair did.
+    #[must_use]
+    pub fn queue_counters(&self) -> QueueCounters {
+        self.channel.queue.borrow().counters()
     }
 }
 

@@ -1,0 +1,185 @@
+//! Devices: claimed, opened on every reactor, and told of the shutdown.
+
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+
+use super::reactors::ReactorThread;
+use super::site::Site;
+use crate::block::AnyDevice;
+use crate::block::file::{self, FileDevice, FileOptions};
+use crate::block::memory::MemoryDevice;
+use crate::block::nvme::{NvmeController, Wanted};
+use crate::config::{self, Config, Driver};
+use crate::emulated::{ControllerThread, EmulatedController, FileMedia, Settings};
+use crate::hw::dma::DmaArena;
+use crate::hw::transport::Transport;
+use crate::units::{BlockSize, NamespaceId};
+
+/// The devices of the configuration, open.
+pub(super) struct Devices {
+    opened: Vec<Opened>,
+}
+
+/// One device.
+pub(super) struct Opened {
+    pub(super) name: String,
+    pub(super) device: AnyDevice,
+    /// Its driver's name in the configuration.
+    pub(super) driver: &'static str,
+    /// Its controller in software, if that is what it is.
+    pub(super) emulated: Option<Emulated>,
+}
+
+/// An emulated controller and the thread that runs it.
+pub(super) struct Emulated {
+    pub(super) controller: Arc<EmulatedController>,
+    _thread: ControllerThread,
+}
+
+impl Devices {
+    /// Opens every device, and a channel to each on every reactor. On an error everything is
+    /// closed again.
+    pub(super) fn open(
+        config: &Config,
+        arena: &DmaArena,
+        sites: &[ReactorThread<Site>],
+    ) -> anyhow::Result<Self> {
+        let mut devices = Self { opened: Vec::new() };
+        for device in &config.devices {
+            let opened = open_device(device, sites)
+                .and_then(|opened| {
+                    add_channels(&opened, arena, sites)?;
+                    Ok(opened)
+                })
+                .with_context(|| format!("cannot open device {:?}", device.name));
+            match opened {
+                Ok(opened) => devices.opened.push(opened),
+                Err(error) => {
+                    if let Err(closing) = devices.close(sites) {
+                        tracing::warn!("while giving up: {closing:#}");
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(devices)
+    }
+
+    /// The devices, in the configuration's order.
+    pub(super) fn list(&self) -> &[Opened] {
+        &self.opened
+    }
+
+    /// Gives the devices back, and tells controllers to write out their caches and stop. Nothing
+    /// may use them any more.
+    pub(super) fn close(self, sites: &[ReactorThread<Site>]) -> anyhow::Result<()> {
+        for site in sites {
+            site.run(|site| async move { site.drop_channels() })?;
+        }
+        // All controllers are polled by the first reactor.
+        sites[0].run(|site| async move {
+            let controllers = std::mem::take(&mut *site.controllers.borrow_mut());
+            for (name, controller) in controllers {
+                let shut_down = controller.shut_down().await;
+                shut_down.with_context(|| format!("device {name:?} was not shut down"))?;
+            }
+            Ok(())
+        })?
+    }
+}
+
+fn add_channels(
+    opened: &Opened,
+    arena: &DmaArena,
+    sites: &[ReactorThread<Site>],
+) -> anyhow::Result<()> {
+    for site in sites {
+        let (name, device, arena) = (opened.name.clone(), opened.device.clone(), arena.clone());
+        site.run(move |site| async move {
+            site.add_channel(&name, device.channel(&site.reactor, &arena)?);
+            anyhow::Ok(())
+        })??;
+    }
+    Ok(())
+}
+
+fn open_device(device: &config::Device, sites: &[ReactorThread<Site>]) -> anyhow::Result<Opened> {
+    let mut emulated = None;
+    let any = match &device.driver {
+        Driver::Memory { size, block_size } => {
+            AnyDevice::Memory(MemoryDevice::new(*size, *block_size))
+        }
+        Driver::File(image) => {
+            // Requests of 512 bytes are not possible past the page cache of every disk.
+            let opened = open_image(image, image.block_size == BlockSize::B4096)?;
+            AnyDevice::File(FileDevice::new(opened, &image.path, image.block_size)?)
+        }
+        Driver::NvmeEmulated(image) => {
+            let (controller, any) = open_emulated(&device.name, image, sites)?;
+            emulated = Some(controller);
+            any
+        }
+        Driver::Nvme { address, .. } => bail!(
+            "{address}: drives on PCI are not served by this version; \
+             use driver \"file\" on the kernel's block device"
+        ),
+    };
+    let geometry = any.geometry();
+    tracing::info!(
+        device = device.name,
+        driver = device.driver.name(),
+        size = geometry.size().human(),
+        block_size = geometry.block_size.bytes(),
+        volatile_cache = geometry.volatile_cache,
+        "device opened"
+    );
+    let driver = device.driver.name();
+    Ok(Opened { name: device.name.clone(), device: any, driver, emulated })
+}
+
+/// An emulated controller over a file, and the NVMe driver on it.
+fn open_emulated(
+    name: &str,
+    image: &config::Image,
+    sites: &[ReactorThread<Site>],
+) -> anyhow::Result<(Emulated, AnyDevice)> {
+    // The page cache is the controller's volatile cache, so never around it.
+    let opened = open_image(image, false)?;
+    let media = FileMedia::new(opened.file, image.block_size)
+        .with_context(|| format!("cannot use {}", image.path.display()))?;
+    let settings = Settings {
+        name: format!("emulated:{}", image.path.display()),
+        io_queues: u16::try_from(sites.len()).unwrap_or(u16::MAX),
+        ..Settings::default()
+    };
+    let controller = EmulatedController::new(settings, media).context("no events left")?;
+    let thread = ControllerThread::spawn(Arc::clone(&controller))
+        .context("cannot start the emulated controller's thread")?;
+    let (transport, name) = (Arc::clone(&controller), name.to_owned());
+    let wanted = Wanted {
+        namespace: NamespaceId(1),
+        channels: u16::try_from(sites.len()).unwrap_or(u16::MAX),
+    };
+    let device = sites[0].run(move |site| async move {
+        let transport: Arc<dyn Transport> = transport;
+        let (driver, device) =
+            NvmeController::open(&site.reactor, &site.arena, transport, &wanted).await?;
+        site.controllers.borrow_mut().push((name, driver));
+        anyhow::Ok(device)
+    })??;
+    Ok((Emulated { controller, _thread: thread }, AnyDevice::Nvme(device)))
+}
+
+fn open_image(image: &config::Image, direct: bool) -> anyhow::Result<file::OpenedFile> {
+    let opened = file::open(&FileOptions {
+        path: image.path.clone(),
+        size: image.size,
+        create: image.create,
+        direct,
+    })?;
+    if opened.created {
+        tracing::info!(path = %image.path.display(), "created a sparse file");
+    }
+    Ok(opened)
+}

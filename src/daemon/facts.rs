@@ -1,0 +1,253 @@
+//! What the layers know, in the words of the control plane.
+
+use crate::block::{AnyChannel, Counters as BlockCounters, Geometry};
+use crate::control::status::{Counters, DeviceStatus, Health, VolumeStatus};
+use crate::control::types::{
+    Bdev, BdevIostat, DriverSpecific, Lvol, LvolPool, LvolSpecific, SupportedIoTypes,
+};
+use crate::lvol::{Quarantined, StoreInfo, StoreState, VolumeInfo};
+use crate::units::{BlobId, ByteCount};
+use crate::volume::{Entry, Key, Pool, VolumeCounters};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::devices::Opened;
+use super::service::{counters_of, total};
+use super::site::Site;
+use crate::emulated::EmulatedController;
+
+/// What one reactor has counted.
+pub(super) struct SiteFacts {
+    pub(super) reactor: Counters,
+    /// Of file requests.
+    pub(super) files: Counters,
+    channels: Vec<(String, BlockCounters, Option<Counters>)>,
+    volumes: Vec<(Key, VolumeCounters)>,
+}
+
+impl SiteFacts {
+    pub(super) fn of(site: &Site) -> Self {
+        let channel = |(name, channel): (String, AnyChannel)| {
+            let counters = crate::block::BlockDevice::counters(&channel);
+            let nvme = match &channel {
+                AnyChannel::Nvme(channel) => Some(counters_of(&channel.queue_counters())),
+                AnyChannel::Memory(_) | AnyChannel::File(_) => None,
+            };
+            (name, counters, nvme)
+        };
+        let files = site.files.borrow();
+        Self {
+            reactor: counters_of(&site.reactor.statistics()),
+            files: files
+                .as_ref()
+                .map(|files| counters_of(&files.operations.counters()))
+                .unwrap_or_default(),
+            channels: site.channels().into_iter().map(channel).collect(),
+            volumes: site.catalog.counters(),
+        }
+    }
+}
+
+/// A device of the configuration.
+pub(super) struct DeviceFacts {
+    pub(super) name: String,
+    driver: &'static str,
+    geometry: Geometry,
+    emulated: Option<Arc<EmulatedController>>,
+}
+
+impl DeviceFacts {
+    pub(super) fn new(opened: &Opened) -> Self {
+        Self {
+            name: opened.name.clone(),
+            driver: opened.driver,
+            geometry: opened.device.geometry().clone(),
+            emulated: opened.emulated.as_ref().map(|emulated| Arc::clone(&emulated.controller)),
+        }
+    }
+
+    pub(super) fn bdev(&self, claimed: bool) -> Bdev {
+        let product_name = match self.driver {
+            "memory" => "Malloc disk",
+            "file" => "URING bdev",
+            _ => "NVMe disk",
+        };
+        Bdev {
+            name: self.name.clone(),
+            aliases: Vec::new(),
+            product_name: product_name.to_owned(),
+            block_size: self.geometry.block_size.bytes(),
+            num_blocks: self.geometry.block_count.get(),
+            uuid: Uuid::new_v5(&Uuid::NAMESPACE_OID, self.name.as_bytes()),
+            claimed,
+            claim_type: claimed.then(|| "exclusive_write".to_owned()),
+            supported_io_types: supported(),
+            ..Bdev::default()
+        }
+    }
+
+    pub(super) fn status(&self, sites: &[SiteFacts]) -> DeviceStatus {
+        let channels =
+            || sites.iter().flat_map(|site| &site.channels).filter(|(name, ..)| *name == self.name);
+        let nvme = channels().filter_map(|(_, _, nvme)| nvme.clone());
+        DeviceStatus {
+            name: self.name.clone(),
+            driver: self.driver.to_owned(),
+            health: Health::Ok,
+            size: self.geometry.size().get(),
+            block_size: self.geometry.block_size.bytes(),
+            volatile_write_cache: self.geometry.volatile_cache,
+            counters: total(channels().map(|(_, counters, _)| counters_of(counters))),
+            nvme: Some(total(nvme)).filter(|counters| !counters.is_empty()),
+            controller: self.emulated.as_ref().map(|emulated| counters_of(&emulated.counters())),
+        }
+    }
+}
+
+fn supported() -> SupportedIoTypes {
+    SupportedIoTypes {
+        read: true,
+        write: true,
+        unmap: true,
+        flush: true,
+        write_zeroes: true,
+        ..SupportedIoTypes::default()
+    }
+}
+
+pub(super) fn store_health(state: &StoreState) -> Health {
+    match state {
+        StoreState::Ok => Health::Ok,
+        StoreState::Poisoned(error) => Health::Poisoned { reason: error.to_string() },
+        StoreState::Closed => Health::Failed { reason: "the pool is closed".to_owned() },
+    }
+}
+
+/// What went through a volume on all reactors.
+fn volume_total(key: Key, sites: &[SiteFacts]) -> Counters {
+    let mine = sites.iter().flat_map(|site| &site.volumes).filter(|(other, _)| *other == key);
+    total(mine.map(|(_, counters)| counters_of(counters)))
+}
+
+pub(super) fn volume_status(
+    entry: &Entry,
+    info: &VolumeInfo,
+    cluster_size: ByteCount,
+    sites: &[SiteFacts],
+) -> VolumeStatus {
+    VolumeStatus {
+        name: info.name.clone(),
+        uuid: entry.uuid(),
+        health: Health::Ok,
+        size: info.size.get(),
+        allocated: u64::from(info.allocated.get()) * cluster_size.get(),
+        thin: info.thin,
+        read_only: info.read_only.is_some(),
+        counters: volume_total(entry.key(), sites),
+    }
+}
+
+/// A volume that cannot be served.
+pub(super) fn quarantined_status(quarantined: &Quarantined) -> VolumeStatus {
+    let unnamed = || format!("blob {:#x}", quarantined.id.get());
+    VolumeStatus {
+        name: quarantined.name.clone().unwrap_or_else(unnamed),
+        uuid: Uuid::nil(),
+        health: Health::Quarantined { reason: quarantined.damage.to_string() },
+        size: 0,
+        allocated: 0,
+        thin: false,
+        read_only: true,
+        counters: Counters::new(),
+    }
+}
+
+pub(super) fn volume_bdev(
+    entry: &Entry,
+    info: &VolumeInfo,
+    pool: &StoreInfo,
+    volumes: &[VolumeInfo],
+    base_bdev: String,
+) -> Bdev {
+    let name_of = |id: &BlobId| {
+        volumes.iter().find(|volume| volume.id == *id).map(|volume| volume.name.clone())
+    };
+    let clones: Vec<String> = info.clones.iter().filter_map(name_of).collect();
+    let writable = info.read_only.is_none();
+    Bdev {
+        name: entry.uuid().to_string(),
+        aliases: vec![format!("{}/{}", entry.pool().name(), info.name)],
+        product_name: "Logical Volume".to_owned(),
+        block_size: pool.block_size.bytes(),
+        num_blocks: info.size.get() >> pool.block_size.shift(),
+        uuid: entry.uuid(),
+        supported_io_types: SupportedIoTypes {
+            write: writable,
+            unmap: writable,
+            write_zeroes: writable,
+            seek_hole: true,
+            seek_data: true,
+            ..supported()
+        },
+        driver_specific: DriverSpecific {
+            lvol: Some(LvolSpecific {
+                lvol_store_uuid: entry.pool().uuid(),
+                base_bdev,
+                thin_provision: info.thin,
+                num_allocated_clusters: u64::from(info.allocated.get()),
+                snapshot: info.snapshot,
+                clone: info.parent.is_some(),
+                base_snapshot: info.parent.as_ref().and_then(name_of),
+                clones: Some(clones).filter(|clones| !clones.is_empty()),
+                esnap_clone: info.external_parent.is_some(),
+            }),
+        },
+        ..Bdev::default()
+    }
+}
+
+pub(super) fn lvol(pool: &Pool, entry: &Entry, info: &VolumeInfo) -> Lvol {
+    Lvol {
+        alias: format!("{}/{}", pool.name(), info.name),
+        uuid: entry.uuid(),
+        name: info.name.clone(),
+        is_thin_provisioned: info.thin,
+        is_snapshot: info.snapshot,
+        is_clone: info.parent.is_some(),
+        is_esnap_clone: info.external_parent.is_some(),
+        is_degraded: false,
+        num_allocated_clusters: u64::from(info.allocated.get()),
+        lvs: LvolPool { name: pool.name().to_owned(), uuid: pool.uuid() },
+    }
+}
+
+pub(super) fn device_iostat(name: &str, sites: &[SiteFacts]) -> BdevIostat {
+    let channels = sites.iter().flat_map(|site| &site.channels).filter(|(other, ..)| other == name);
+    let sum = channels.fold(BlockCounters::default(), |sum, (_, counters, _)| sum + *counters);
+    BdevIostat {
+        name: name.to_owned(),
+        bytes_read: sum.bytes_read,
+        num_read_ops: sum.reads,
+        bytes_written: sum.bytes_written,
+        num_write_ops: sum.writes,
+        num_unmap_ops: sum.discards,
+        num_flush_ops: sum.flushes,
+        ..BdevIostat::default()
+    }
+}
+
+pub(super) fn volume_iostat(entry: &Entry, sites: &[SiteFacts]) -> BdevIostat {
+    let counters = volume_total(entry.key(), sites);
+    let get = |name: &str| counters.get(name).copied().unwrap_or_default();
+    BdevIostat {
+        name: entry.uuid().to_string(),
+        bytes_read: get("bytes_read"),
+        num_read_ops: get("reads"),
+        bytes_written: get("bytes_written"),
+        num_write_ops: get("writes"),
+        num_unmap_ops: get("discards"),
+        num_flush_ops: get("flushes"),
+        ..BdevIostat::default()
+    }
+}

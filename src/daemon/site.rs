@@ -1,0 +1,74 @@
+//! What the daemon keeps on each reactor.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use anyhow::Context;
+use futures_channel::oneshot;
+
+use crate::block::AnyChannel;
+use crate::block::nvme::NvmeController;
+use crate::fuse::operations::Operations;
+use crate::hw::dma::DmaArena;
+use crate::reactor::Reactor;
+use crate::volume::{Catalog, Directory, Pool, PoolOwner};
+
+/// One reactor's share of everything.
+pub(super) struct Site {
+    pub(super) reactor: Rc<Reactor>,
+    pub(super) arena: DmaArena,
+    pub(super) catalog: Rc<Catalog>,
+    /// This reactor's channels, by the device's name.
+    channels: RefCell<BTreeMap<String, AnyChannel>>,
+    /// The NVMe controllers that this reactor polls, by the device's name.
+    pub(super) controllers: RefCell<Vec<(String, NvmeController)>>,
+    /// The pools whose metadata this reactor owns.
+    pub(super) owned: RefCell<Vec<(Rc<PoolOwner>, Arc<Pool>)>>,
+    /// The file operations that run here, while the mount is there.
+    pub(super) files: RefCell<Option<FileService>>,
+}
+
+/// Serving files on one reactor.
+pub(super) struct FileService {
+    pub(super) operations: Rc<Operations>,
+    /// Asks for the end.
+    pub(super) stop: oneshot::Sender<()>,
+    /// Comes when every request was answered.
+    pub(super) ended: oneshot::Receiver<()>,
+}
+
+impl Site {
+    pub(super) fn new(reactor: &Rc<Reactor>, arena: &DmaArena, directory: &Directory) -> Self {
+        Self {
+            reactor: Rc::clone(reactor),
+            arena: arena.clone(),
+            catalog: Rc::new(Catalog::new(reactor, arena, directory)),
+            channels: RefCell::default(),
+            controllers: RefCell::default(),
+            owned: RefCell::default(),
+            files: RefCell::default(),
+        }
+    }
+
+    pub(super) fn add_channel(&self, device: &str, channel: AnyChannel) {
+        self.channels.borrow_mut().insert(device.to_owned(), channel);
+    }
+
+    pub(super) fn drop_channels(&self) {
+        self.channels.borrow_mut().clear();
+    }
+
+    /// This reactor's channel to a device.
+    pub(super) fn channel(&self, device: &str) -> anyhow::Result<AnyChannel> {
+        let found = self.channels.borrow().get(device).cloned();
+        found.with_context(|| format!("device {device:?} is not open"))
+    }
+
+    /// All channels, by the device's name.
+    pub(super) fn channels(&self) -> Vec<(String, AnyChannel)> {
+        let channels = self.channels.borrow();
+        channels.iter().map(|(name, channel)| (name.clone(), channel.clone())).collect()
+    }
+}

@@ -7,6 +7,9 @@
 //! * With [`SimDisk::cut_after`] the disk dies at its n-th command: that command is submitted,
 //!   may have happened or not, and neither it nor any later one is answered.
 //!
+//! * A recorded disk ([`SimDisk::record`]) keeps what each moment of one run was, so that a single
+//!   run serves for a cut at each of its commands.
+//!
 //! Invariant: the same options, commands and seeds give the same disk.
 
 use std::cell::RefCell;
@@ -83,6 +86,15 @@ impl Data {
             Self::Fill(_, length) => *length,
         }
     }
+
+    fn part(&self, range: std::ops::Range<u64>) -> Self {
+        match self {
+            Self::Bytes(bytes) => {
+                Self::Bytes(bytes[range.start as usize..range.end as usize].into())
+            }
+            Self::Fill(byte, _) => Self::Fill(*byte, range.end - range.start),
+        }
+    }
 }
 
 struct State {
@@ -99,6 +111,8 @@ struct State {
     dead: bool,
     watchers: Vec<Waker>,
     rng: Option<fastrand::Rng>,
+    /// Moments: commands submitted until then, what is stable, what is pending.
+    record: Option<Vec<(u64, Pages, Vec<Pending>)>>,
 }
 
 /// A simulated disk. Clones are the same disk.
@@ -152,6 +166,7 @@ impl SimDisk {
             cut_after: None,
             dead: false,
             watchers: Vec::new(),
+            record: None,
         })))
     }
 
@@ -175,6 +190,24 @@ impl SimDisk {
     /// Cuts the power at the `command`-th command from the disk's beginning (the first is 1).
     pub fn cut_after(&self, command: u64) {
         self.0.borrow_mut().cut_after = Some(command);
+    }
+
+    /// Keeps, from now on, what the disk is after the submission of each command that changes it.
+    pub fn record(&self) {
+        self.0.borrow_mut().record.get_or_insert_default();
+    }
+
+    /// What [`SimDisk::record`] kept: how many commands had been submitted, and the disk as a cut
+    /// at the last of them would find it.
+    #[must_use]
+    pub fn recorded(&self) -> Vec<(u64, Self)> {
+        let state = self.0.borrow();
+        let moment = |(commands, stable, pending): &(u64, Pages, Vec<Pending>)| {
+            let disk = Self::with_contents(state.options.clone(), stable.clone());
+            disk.0.borrow_mut().pending.clone_from(pending);
+            (*commands, disk)
+        };
+        state.record.iter().flatten().map(moment).collect()
     }
 
     /// Ends when the disk has died.
@@ -294,7 +327,34 @@ impl State {
         let number = self.next_number;
         self.next_number += 1;
         self.pending.push(Pending { offset, data, completed: false, number });
+        self.note();
         number
+    }
+
+    fn note(&mut self) {
+        if let Some(record) = &mut self.record {
+            record.push((self.commands, self.stable.clone(), self.pending.clone()));
+        }
+    }
+
+    /// Makes one write stable, whatever is pending beside it. What was pending where it wrote is
+    /// overtaken: no cut can bring that back.
+    fn settle_alone(&mut self, number: u64) {
+        let Some(index) = self.pending.iter().position(|write| write.number == number) else {
+            return;
+        };
+        let write = self.pending.remove(index);
+        let (start, end) = (write.offset, write.offset + write.data.length());
+        apply(&mut self.stable, start, &write.data, 0..end - start);
+        for earlier in self.pending.drain(..index).collect::<Vec<_>>().into_iter().rev() {
+            let (from, to) = (earlier.offset, earlier.offset + earlier.data.length());
+            for (from, to) in [(from.max(end), to), (from, to.min(start))] {
+                if from < to {
+                    let data = earlier.data.part(from - earlier.offset..to - earlier.offset);
+                    self.pending.insert(0, Pending { offset: from, data, ..earlier.clone() });
+                }
+            }
+        }
     }
 
     /// Makes the chosen pending writes stable, in their order.
@@ -431,7 +491,7 @@ impl BlockDevice for SimChannel {
         let number = self.command(|state| state.write(offset, data)).await;
         self.complete(number);
         if durability == Durability::ForceUnitAccess {
-            self.disk.0.borrow_mut().settle(|write| write.number == number);
+            self.disk.0.borrow_mut().settle_alone(number);
         }
         Ok(buffer)
     }
@@ -439,6 +499,7 @@ impl BlockDevice for SimChannel {
     async fn flush(&self) -> Result<(), BlockError> {
         self.counting.add(Counted::Flush, true);
         let completed = |state: &mut State| -> Vec<u64> {
+            state.note();
             let completed = state.pending.iter().filter(|write| write.completed);
             completed.map(|write| write.number).collect()
         };
@@ -526,6 +587,40 @@ mod tests {
             .collect();
         assert_eq!(outcomes, [(1, 0, 3), (1, 2, 3), (9, 0, 3), (9, 2, 3)]);
         assert_eq!(byte(&bench.disk, 1), 9, "a reader sees the cache");
+    }
+
+    #[test]
+    fn a_forced_write_overtakes_what_was_pending_in_its_place() {
+        let bench = Bench::new(options());
+        bench.reactor.block_on(async {
+            let mut buffer = bench.arena.allocate(3 * 4096).unwrap();
+            buffer.fill(1);
+            let channel = bench.disk.channel(&bench.reactor);
+            channel.write(Lba(1), buffer, Durability::Cached).await.unwrap();
+            bench.write(2, 2, Durability::ForceUnitAccess).await;
+        });
+        assert_eq!(bench.disk.undecided(), 2);
+        let survived = |mask| {
+            let disk = bench.disk.cut_keep(mask);
+            [1, 2, 3].map(|block| byte(&disk, block))
+        };
+        assert_eq!([0, 1, 2, 3].map(survived), [[0, 2, 0], [1, 2, 0], [0, 2, 1], [1, 2, 1]]);
+    }
+
+    #[test]
+    fn a_record_has_each_moment_that_a_cut_could_find() {
+        let bench = Bench::new(options());
+        bench.disk.record();
+        bench.reactor.block_on(async {
+            bench.write(1, 1, Durability::Cached).await;
+            bench.disk.channel(&bench.reactor).flush().await.unwrap();
+            bench.write(2, 2, Durability::Cached).await;
+        });
+        let moments = bench.disk.recorded();
+        let seen = moments.iter().map(|(commands, disk)| (*commands, disk.undecided()));
+        assert_eq!(seen.collect::<Vec<_>>(), [(1, 1), (2, 1), (3, 1)]);
+        let last = &moments[2].1;
+        assert_eq!((byte(&last.cut_keep(0), 1), byte(&last.cut_keep(0), 2)), (1, 0));
     }
 
     #[test]

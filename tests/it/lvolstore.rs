@@ -2,4 +2,6 @@
 
 mod bench;
 mod golden_images;
+mod model;
 mod operations;
+mod power_cut;

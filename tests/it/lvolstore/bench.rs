@@ -31,7 +31,11 @@ pub(crate) struct Pool<D: BlockDevice> {
 
 impl Bench {
     pub(crate) fn new() -> Self {
-        let reactor = Reactor::new(ReactorOptions::deterministic()).unwrap();
+        Self::with(ReactorOptions::deterministic())
+    }
+
+    pub(crate) fn with(options: ReactorOptions) -> Self {
+        let reactor = Reactor::new(options).unwrap();
         let arena = DmaArena::new(ByteCount(64 << 20), false).unwrap();
         Self { reactor, arena }
     }

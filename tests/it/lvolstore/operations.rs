@@ -1,13 +1,19 @@
 //! What the pool's operations do, and what each costs.
 
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_channel::oneshot;
 use lvolfs::block::fault::{Fault, Faults, Faulty, Operation};
 use lvolfs::block::memory::MemoryDevice;
 use lvolfs::block::recording::{Recorder, Recording};
-use lvolfs::block::{BlockDevice, Durability};
+use lvolfs::block::{BlockDevice, BlockError, Counters, Durability, Geometry, Transfer};
+use lvolfs::hw::dma::DmaBuffer;
 use lvolfs::lvol::format::Contents;
-use lvolfs::lvol::{Error, NewVolume, Resource, StoreState, VolumeIo};
+use lvolfs::lvol::{Error, NewVolume, Resource, StoreIo, StoreState, VolumeIo};
 use lvolfs::sim::SimDisk;
-use lvolfs::units::{BlockSize, ByteCount, ByteOffset, ClusterCount};
+use lvolfs::units::{BlockCount, BlockSize, ByteCount, ByteOffset, ClusterCount, Lba};
 
 use super::bench::{BLOCK, Bench, CLUSTER, assert_valid, disk, validated};
 
@@ -62,7 +68,7 @@ fn what_was_written_is_read_before_and_after_reopening() {
             assert_eq!(expected[0][44..49], [2, 0, 0, 3, 0]);
             let disk = if clean {
                 pool.store.close().await.unwrap();
-                disk.clone()
+                disk.cut_keep(0)
             } else {
                 thin.flush().await.unwrap();
                 thick.flush().await.unwrap();
@@ -455,6 +461,154 @@ fn a_failed_data_write_fails_its_writer_only() {
         pool.store.close().await.unwrap();
         assert_valid(&disk);
     });
+}
+
+/// A device whose reads stop before the answer until they are let go.
+#[derive(Clone)]
+struct Slow<D> {
+    inner: D,
+    stopped: Rc<Cell<bool>>,
+    let_go: Rc<RefCell<Vec<oneshot::Sender<()>>>>,
+}
+
+impl<D: BlockDevice> BlockDevice for Slow<D> {
+    fn geometry(&self) -> &Geometry {
+        self.inner.geometry()
+    }
+
+    async fn read(&self, start: Lba, buffer: DmaBuffer) -> Transfer {
+        if self.stopped.get() {
+            let (let_go, waiting) = oneshot::channel();
+            self.let_go.borrow_mut().push(let_go);
+            waiting.await.unwrap();
+        }
+        self.inner.read(start, buffer).await
+    }
+
+    async fn write(&self, start: Lba, buffer: DmaBuffer, durability: Durability) -> Transfer {
+        self.inner.write(start, buffer, durability).await
+    }
+
+    async fn flush(&self) -> Result<(), BlockError> {
+        self.inner.flush().await
+    }
+
+    async fn discard(&self, start: Lba, blocks: BlockCount) -> Result<(), BlockError> {
+        self.inner.discard(start, blocks).await
+    }
+
+    async fn write_zeroes(&self, start: Lba, blocks: BlockCount) -> Result<(), BlockError> {
+        self.inner.write_zeroes(start, blocks).await
+    }
+
+    fn counters(&self) -> Counters {
+        self.inner.counters()
+    }
+}
+
+#[test]
+fn a_cluster_is_not_reused_while_a_read_of_it_is_under_way() {
+    let bench = Bench::new();
+    let inner = disk().channel(&bench.reactor);
+    let device = Slow { inner, stopped: Rc::default(), let_go: Rc::default() };
+    bench.run(async {
+        let pool = bench.pool(device.clone()).await;
+        let (one, two) = (pool.thin("one", 1).await, pool.thin("two", 100).await);
+        pool.write(&one, 0, 16, 1).await.unwrap();
+        one.flush().await.unwrap();
+        device.stopped.set(true);
+        let reading = {
+            let (one, buffer) = (one.clone(), bench.buffer(BLOCK, 9));
+            bench.reactor.task(async move { one.read(ByteOffset(0), buffer).await })
+        };
+        bench.reactor.sleep(Duration::from_secs(1)).await;
+        let free = u64::from(pool.store.info().free_clusters.0);
+        one.discard(ByteOffset(0), ByteCount(CLUSTER)).await.unwrap();
+        one.flush().await.unwrap();
+        for cluster in 0..free {
+            pool.write(&two, cluster * PER_CLUSTER, 1, 2).await.unwrap();
+        }
+        let waiting = {
+            let (two, buffer) = (two.clone(), bench.buffer(BLOCK, 3));
+            let offset = ByteOffset(free * CLUSTER);
+            bench.reactor.task(async move { two.write(offset, buffer, Durability::Cached).await })
+        };
+        bench.reactor.sleep(Duration::from_secs(1)).await;
+        assert_eq!(u64::from(two.allocated_clusters().0), free, "the last cluster waits");
+        device.stopped.set(false);
+        device.let_go.take().into_iter().for_each(|let_go| let_go.send(()).unwrap());
+        let read = reading.await.unwrap();
+        assert!(read.iter().all(|byte| *byte == 1), "old, or zeros, but not another volume's");
+        waiting.await.unwrap();
+        assert_eq!(u64::from(two.allocated_clusters().0), free + 1);
+    });
+}
+
+#[test]
+fn volumes_are_used_from_several_reactors() {
+    let device = MemoryDevice::new(ByteCount(32 << 20), BlockSize::B4096);
+    let (send_remote, remotes) = crossbeam_channel::bounded(2);
+    let (done, all_done) = oneshot::channel::<()>();
+    let options = |index| lvolfs::reactor::ReactorOptions {
+        index,
+        clock: lvolfs::reactor::Clock::real(),
+        ..lvolfs::reactor::ReactorOptions::deterministic()
+    };
+    let owner = {
+        let device = device.clone();
+        std::thread::spawn(move || {
+            let bench = Bench::with(options(0));
+            bench.run(async {
+                let pool = bench.pool(device.channel()).await;
+                pool.thin("v", 200).await;
+                for _ in 0..2 {
+                    send_remote.send((pool.store.remote().unwrap(), pool.id("v"))).unwrap();
+                }
+                all_done.await.unwrap();
+                let volume = pool.volume("v").await;
+                let blocks = pool.blocks(&volume).await;
+                pool.store.close().await.unwrap();
+                blocks
+            })
+        })
+    };
+    let writers = [1_u8, 2].map(|index| {
+        let (device, remotes) = (device.clone(), remotes.clone());
+        std::thread::spawn(move || {
+            let bench = Bench::with(options(index.into()));
+            let (remote, id) = remotes.recv().unwrap();
+            bench.run(async {
+                let device = device.channel();
+                let io = StoreIo::attach(remote, &bench.reactor, device, &bench.arena).await;
+                let volume = io.unwrap().volume(id).await.unwrap();
+                for block in 0..200 * PER_CLUSTER {
+                    // Both write each cluster: odd blocks the one, even ones the other.
+                    if block % 2 == u64::from(index) - 1 && block % 7 < 4 {
+                        let buffer = bench.buffer(BLOCK, index);
+                        let offset = ByteOffset(block * BLOCK as u64);
+                        volume.write(offset, buffer, Durability::Cached).await.unwrap();
+                    }
+                    if block % 100 == 0 {
+                        volume.flush().await.unwrap();
+                    }
+                    let cluster = block / PER_CLUSTER;
+                    if index == 1 && block % (10 * PER_CLUSTER) == 0 && cluster >= 20 {
+                        let offset = ByteOffset((cluster - 20) / 20 * 20 * CLUSTER);
+                        volume.discard(offset, ByteCount(CLUSTER)).await.unwrap();
+                    }
+                }
+            });
+        })
+    });
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    done.send(()).unwrap();
+    let blocks = owner.join().unwrap();
+    for (block, found) in (0..).zip(blocks) {
+        let expected = if block % 7 < 4 { 1 + (block % 2) as u8 } else { 0 };
+        // The other writer may come to a discarded cluster before or after it was discarded.
+        let discarded = (block / PER_CLUSTER).is_multiple_of(20);
+        assert!(found == expected || (discarded && found == 0), "block {block}: {found}");
+    }
 }
 
 #[test]

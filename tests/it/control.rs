@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use lvolfs::control::codec::REQUEST_BYTES_LIMIT;
 use lvolfs::control::server::CONNECTIONS_LIMIT;
-use lvolfs::control::status::{Health, PoolStatus, Status};
+use lvolfs::control::status::{Counters, Health, PoolStatus, Status, VolumeStatus};
 use lvolfs::control::types::{
     Bdev, BdevIostat, CreateLvol, GetBdevs, GetIostat, GetLvols, Iostat, KillInstance, Lvol,
     LvolPool, Lvstore, NoParameters, PoolSelector, RenameLvol, ResizeLvol, SelectLvol,
@@ -133,7 +133,16 @@ impl Service for Echo {
                 total_clusters: 1000,
                 free_clusters: 999,
                 counters: [("commits".to_owned(), 5)].into(),
-                volumes: Vec::new(),
+                volumes: vec![VolumeStatus {
+                    name: "v".to_owned(),
+                    uuid: Uuid::from_u128(2),
+                    health: Health::Ok,
+                    size: 4 << 20,
+                    allocated: 1 << 20,
+                    thin: true,
+                    read_only: false,
+                    counters: Counters::default(),
+                }],
             }],
         })
     }
@@ -451,4 +460,12 @@ fn a_socket_in_use_is_not_taken() {
     let message = second.to_string();
     assert!(message.contains("c.sock is in use by another process"), "{message}");
     running.client().lvolfs_status(&NoParameters {}).unwrap();
+}
+
+#[test]
+fn every_method_is_documented() {
+    let page = include_str!("../../docs/operations.md");
+    for name in lvolfs::control::methods::names() {
+        assert!(page.contains(&format!("\n| `{name}` | ")), "{name} is not in the table");
+    }
 }

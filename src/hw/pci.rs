@@ -152,7 +152,9 @@ impl PciFunction {
     #[must_use]
     pub fn vfio_device(&self) -> Option<String> {
         let entry = fs::read_dir(self.folder.join("vfio-dev")).ok()?.next()?.ok()?;
-        entry.file_name().into_string().ok()
+        // Kernels that can only do groups list the device too, but without a device number.
+        let has_file = entry.path().join("dev").exists();
+        entry.file_name().into_string().ok().filter(|_| has_file)
     }
 }
 
@@ -230,6 +232,8 @@ pub(super) mod tests {
         assert!(find("0000:04:00.0").is_none());
         let folder = sysfs.path().join("devices/0000:02:00.0");
         fs::create_dir_all(folder.join("vfio-dev/vfio3")).unwrap();
+        assert_eq!(drive.vfio_device(), None, "a kernel without device files");
+        fs::write(folder.join("vfio-dev/vfio3/dev"), "243:0\n").unwrap();
         assert_eq!(drive.vfio_device().as_deref(), Some("vfio3"));
         fs::write(folder.join("class"), "storage\n").unwrap();
         assert_eq!(drive.identity().unwrap_err().kind(), io::ErrorKind::InvalidData);

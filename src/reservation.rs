@@ -5,7 +5,7 @@
 //!   host and gives the state after it, and what others must be told.
 //! * [`Reservations::rights`] is the table of who may read and write; [`Gate`] publishes the state
 //!   to every reactor, and a [`Pass`] asks it for one host without a lock.
-//! * [`report`] writes what a host reads back, [`NotificationLog`] keeps what it is told.
+//! * [`report()`] writes what a host reads back, [`NotificationLog`] keeps what it is told.
 //! * [`persistence`] is SPDK's file format; [`StateFile`] replaces such a file in one step.
 //!
 //! Invariants: identity is the host identifier, never a controller or a connection. Nothing in a

@@ -198,6 +198,15 @@ impl fuser::Filesystem for Handshake {
     }
 }
 
+/// Tells whether a mount could be made at `path` now, and clears it if a killed daemon left its
+/// mount there: for a daemon that wants to know before it touches anything else.
+///
+/// # Errors
+/// As [`Mount::new`].
+pub fn check(path: &Path) -> Result<(), MountError> {
+    prepare(path).map(drop)
+}
+
 /// Checks a mount path, and clears it if a killed daemon left its mount there. Returns the path
 /// without symbolic links.
 fn prepare(path: &Path) -> Result<PathBuf, MountError> {

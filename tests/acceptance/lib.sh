@@ -220,7 +220,7 @@ run_check() {
     set -m
     (
         set -Eeuo pipefail
-        trap 'echo "stopped at ${BASH_SOURCE[0]}:$LINENO: $BASH_COMMAND"' ERR
+        trap 'echo "stopped at ${BASH_SOURCE[0]}:$LINENO: $BASH_COMMAND" >&2' ERR
         cd "$work"
         PS4='+ '
         "$function"

@@ -267,7 +267,7 @@ kill_rounds() {
         daemon_start
         for writer in 0 1 2; do
             python3 "$tools/fsynced.py" check $demo "log-$writer"
-            groups=$((groups + $(grep -c '^fsynced' "log-$writer")))
+            groups=$((groups + $(fsynced_groups "log-$writer")))
         done
         dd if=/dev/zero of=$demo bs=1M conv=notrunc,fsync status=none count=16
         fallocate -p -o 0 -l 256M $demo
@@ -280,8 +280,12 @@ kill_rounds() {
 all_logs_have() {
     local writer
     for writer in 0 1 2; do
-        [[ -e log-$writer ]] && (($(grep -c '^fsynced' "log-$writer") >= $1)) || return 1
+        (($(fsynced_groups "log-$writer") >= $1)) || return 1
     done
+}
+
+fsynced_groups() {
+    awk '/^fsynced/ { groups++ } END { print groups + 0 }' "$1" 2>/dev/null || echo 0
 }
 
 no_other_jobs() {
@@ -298,6 +302,14 @@ service_killed_dsync() {
 
 # ---- control ---------------------------------------------------------------------------------
 
+has_size() {
+    [[ $(stat -c %s "$1") == "$2" ]]
+}
+
+is_gone() {
+    [[ ! -e $1 ]]
+}
+
 service_command_line() {
     example_here
     "$lvolfs" --version
@@ -313,12 +325,14 @@ service_command_line() {
     cli volume create pool0/extra 32MiB
     [[ $(stat -c %s mount/volumes/pool0/extra) == $((32 << 20)) ]] || fail "volume create"
     cli volume resize pool0/extra 48MiB
-    [[ $(stat -c %s mount/volumes/pool0/extra) == $((48 << 20)) ]] || fail "volume resize"
+    # The kernel remembers sizes and names for a moment.
+    wait_for 5 "the new size to be seen" has_size mount/volumes/pool0/extra $((48 << 20))
     cli volume rename pool0/extra pool0/other
     cli volume show pool0/other --json | jq -e . >/dev/null
-    [[ -e mount/volumes/pool0/other && ! -e mount/volumes/pool0/extra ]] || fail "volume rename"
+    [[ -e mount/volumes/pool0/other ]] || fail "volume rename"
+    wait_for 5 "the old name to be gone" is_gone mount/volumes/pool0/extra
     cli volume delete pool0/other
-    [[ ! -e mount/volumes/pool0/other ]] || fail "volume delete"
+    wait_for 5 "the volume to be gone" is_gone mount/volumes/pool0/other
     expect_failure 'pool0/nothing|not found|no such' cli volume show pool0/nothing
     cli rpc bdev_get_bdevs | jq -e 'length >= 1'
     cli rpc spdk_get_version | jq -e .version
@@ -414,27 +428,32 @@ service_control_socket() {
 service_foreign_image() {
     local sum
     example_here
+    config_set device size '"128MiB"'
     mkdir var
-    truncate -s 1G var/disk0.img
+    truncate -s 128M var/disk0.img
     mkfs.ext4 -q -F var/disk0.img
     sum=$(sha256sum <var/disk0.img)
     daemon_refuses 'ext4|ext2|not blank'
     [[ $sum == "$(sha256sum <var/disk0.img)" ]] || fail "wrote to an image that holds ext4"
     truncate -s 0 var/disk0.img
-    truncate -s 1G var/disk0.img
+    truncate -s 128M var/disk0.img
     dd if=/dev/urandom of=var/disk0.img bs=1M count=4 conv=notrunc status=none
     sum=$(sha256sum <var/disk0.img)
-    daemon_refuses 'not blank|neither'
+    daemon_refuses 'not blank|unrecognised data'
     [[ $sum == "$(sha256sum <var/disk0.img)" ]] || fail "wrote to an image that is not blank"
-    # Data somewhere in the middle only, as a disk with a wiped head has it.
+    # Too small for what the configuration says, and too small for any pool.
     truncate -s 0 var/disk0.img
-    config_set device size '"64KiB"'
-    daemon_refuses 'too small|at least|smaller'
+    truncate -s 16M var/disk0.img
+    daemon_refuses 'disk0.*(has|holds) 16777216'
+    rm var/disk0.img
+    config_set device size '"1MiB"'
+    daemon_refuses 'disk0.*(too small|cannot hold|at least)|clusters cannot hold'
 }
 
 service_damaged_image() {
     local sum
     example_here
+    config_set device size '"128MiB"'
     daemon_start
     printf precious | dd of=$demo conv=notrunc,fsync status=none
     daemon_stop
@@ -470,11 +489,16 @@ service_stale_mount() {
         exec sleep 300 3<demo
     ) &
     sleeper=$!
+    wait_for 10 "the file to be open" has_open "$sleeper" $demo
     daemon_kill
     daemon_start
     [[ $(head -c 7 $demo) == durable ]] || fail "what was fsynced is gone"
     kill "$sleeper"
     daemon_stop
+}
+
+has_open() {
+    [[ $(readlink "/proc/$1/fd/3") == "$(realpath -ms "$2")" ]]
 }
 
 # ---- when things break at run time -----------------------------------------------------------

@@ -16,16 +16,18 @@
 #![expect(unsafe_code, reason = "maps the arena and gives out disjoint slices of it")]
 
 mod buddy;
+mod window;
 
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use self::buddy::{Buddy, MAX_ORDER};
+pub use self::window::{DmaWindow, OutsideWindow};
 use crate::units::{ByteCount, Iova};
 
 /// The arena's page: the smallest allocation and the alignment of each.
@@ -155,7 +157,7 @@ impl DmaArena {
     /// The whole arena as the device sees it.
     #[must_use]
     pub fn window(&self) -> DmaWindow {
-        DmaWindow(self.clone())
+        DmaWindow::new(self.clone())
     }
 
     /// First device address of the arena.
@@ -500,119 +502,6 @@ impl fmt::Debug for SharedMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SharedMemory({:#x}+{})", self.iova().get(), self.len())
     }
-}
-
-/// The arena seen from the device's side: what an emulated controller may touch. Every access
-/// names a device address and is refused if any byte of it lies outside the arena.
-#[derive(Clone, Debug)]
-pub struct DmaWindow(DmaArena);
-
-/// A device address outside the memory that was mapped for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("device address {:#x}+{length} is outside the mapped DMA window", .iova.get())]
-pub struct OutsideWindow {
-    /// First byte of the access.
-    pub iova: Iova,
-    /// Its length.
-    pub length: usize,
-}
-
-impl DmaWindow {
-    fn pointer(&self, iova: Iova, length: usize) -> Result<*mut u8, OutsideWindow> {
-        let arena = &self.0.0;
-        let offset = iova.get().checked_sub(IOVA_BASE).and_then(|o| usize::try_from(o).ok());
-        match offset {
-            Some(offset) if offset.checked_add(length).is_some_and(|end| end <= arena.length) => {
-                // SAFETY: in bounds of the mapping, as just checked.
-                Ok(unsafe { arena.base.as_ptr().add(offset) })
-            }
-            _ => Err(OutsideWindow { iova, length }),
-        }
-    }
-
-    /// Whether all `length` bytes at `iova` can be reached.
-    #[must_use]
-    pub fn contains(&self, iova: Iova, length: usize) -> bool {
-        self.pointer(iova, length).is_ok()
-    }
-
-    /// Copies from memory, as a device's DMA read does.
-    ///
-    /// # Errors
-    /// [`OutsideWindow`].
-    pub fn read(&self, iova: Iova, into: &mut [u8]) -> Result<(), OutsideWindow> {
-        let from = self.pointer(iova, into.len())?;
-        // SAFETY: in bounds; `into` is ordinary memory and cannot overlap the arena unless the
-        // host broke the protocol by lending CPU-owned arena memory to itself as a device.
-        unsafe { std::ptr::copy(from, into.as_mut_ptr(), into.len()) };
-        Ok(())
-    }
-
-    /// Copies into memory, as a device's DMA write does.
-    ///
-    /// # Errors
-    /// [`OutsideWindow`].
-    pub fn write(&self, iova: Iova, from: &[u8]) -> Result<(), OutsideWindow> {
-        let into = self.pointer(iova, from.len())?;
-        // SAFETY: in bounds; see `read`.
-        unsafe { std::ptr::copy(from.as_ptr(), into, from.len()) };
-        Ok(())
-    }
-
-    /// Stores eight aligned bytes after everything written before (release): how a completion
-    /// queue entry's half with the phase bit becomes visible last.
-    ///
-    /// # Errors
-    /// [`OutsideWindow`], also for an address that is not a multiple of eight.
-    pub fn store_release(&self, iova: Iova, value: u64) -> Result<(), OutsideWindow> {
-        let pointer = self.pointer(iova, 8)?;
-        if !iova.get().is_multiple_of(8) {
-            return Err(OutsideWindow { iova, length: 8 });
-        }
-        // SAFETY: in bounds and aligned; the other side uses atomics for queue memory.
-        unsafe { &*pointer.cast::<AtomicU64>() }.store(value.to_le(), Ordering::Release);
-        Ok(())
-    }
-
-    /// Reads from a file straight into memory. Returns the bytes read.
-    ///
-    /// # Errors
-    /// The system's; `InvalidInput` for an address outside.
-    pub fn read_file(
-        &self,
-        file: BorrowedFd<'_>,
-        position: u64,
-        iova: Iova,
-        length: usize,
-    ) -> io::Result<usize> {
-        let into = self.pointer(iova, length).map_err(invalid)?;
-        let position = i64::try_from(position).map_err(invalid)?;
-        // SAFETY: in bounds of the mapping, which outlives the call.
-        let read = unsafe { libc::pread(file.as_raw_fd(), into.cast(), length, position) };
-        usize::try_from(read).map_err(|_| io::Error::last_os_error())
-    }
-
-    /// Writes from memory straight to a file. Returns the bytes written.
-    ///
-    /// # Errors
-    /// The system's; `InvalidInput` for an address outside.
-    pub fn write_file(
-        &self,
-        file: BorrowedFd<'_>,
-        position: u64,
-        iova: Iova,
-        length: usize,
-    ) -> io::Result<usize> {
-        let from = self.pointer(iova, length).map_err(invalid)?;
-        let position = i64::try_from(position).map_err(invalid)?;
-        // SAFETY: in bounds of the mapping, which outlives the call.
-        let written = unsafe { libc::pwrite(file.as_raw_fd(), from.cast(), length, position) };
-        usize::try_from(written).map_err(|_| io::Error::last_os_error())
-    }
-}
-
-fn invalid(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, error)
 }
 
 #[cfg(test)]

@@ -96,7 +96,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
             let counts = (config.devices.len(), config.pools.len(), config.volumes.len());
             let (devices, pools, volumes) = counts;
             if json {
-                pretty(&json!({ "devices": devices, "pools": pools, "volumes": volumes }))
+                let mount = &config.mount.path;
+                pretty(&json!({
+                    "mount": mount, "devices": devices, "pools": pools, "volumes": volumes,
+                }))
             } else {
                 let file = file.display();
                 format!("{file} is valid; devices: {devices}, pools: {pools}, volumes: {volumes}\n")

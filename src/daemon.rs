@@ -34,7 +34,7 @@ use site::Site;
 pub fn serve(config: &Config) -> anyhow::Result<()> {
     let signals = Signals::install().context("cannot listen for signals")?;
     // Before anything is touched: what is likely to be wrong with a first configuration.
-    crate::fuse::mount::check(&config.mount.path)?;
+    Doors::check(config)?;
     let arena = DmaArena::new(config.reactor.dma_memory, config.reactor.huge_pages)
         .context("cannot get DMA memory; lower reactor.dma_memory")?;
     let sites = start_reactors(config, &arena)?;

@@ -47,6 +47,15 @@ pub struct Server {
 }
 
 impl Server {
+    /// Whether `path` is to be had, for those who want to know before they begin anything. Leaves
+    /// the lock file and no socket.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn check(path: &Path) -> Result<(), SocketError> {
+        Claimed::claim(path).map(drop)
+    }
+
     /// Claims `path` and serves `service` there. The socket has mode 0600; its folder is created
     /// if there is none; a stale socket is replaced.
     ///

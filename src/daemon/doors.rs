@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use futures_channel::oneshot;
@@ -10,11 +11,13 @@ use super::devices::Devices;
 use super::pools::{Pools, default_attributes};
 use super::reactors::ReactorThread;
 use super::service::DaemonService;
+use super::signals;
 use super::site::{FileService, Site};
 use crate::config::Config;
 use crate::control::Server;
+use crate::control::types::KillSignal;
 use crate::fuse::device::{Connection, serve};
-use crate::fuse::mount::{Access, Mount, MountOptions, Unmounted};
+use crate::fuse::mount::{self, Access, Mount, MountOptions, Unmounted};
 use crate::fuse::openings::Openings;
 use crate::fuse::operations::Operations;
 use crate::volume::Attributes;
@@ -23,9 +26,18 @@ use crate::volume::Attributes;
 pub(super) struct Doors {
     control: Option<Server>,
     mount: Mount,
+    /// Whether the end of the mount is our own doing.
+    closing: Arc<AtomicBool>,
 }
 
 impl Doors {
+    /// Refuses what could not be opened, before anything is touched.
+    pub(super) fn check(config: &Config) -> anyhow::Result<()> {
+        mount::check(&config.mount.path)?;
+        Server::check(&config.control.socket)?;
+        Ok(())
+    }
+
     /// Mounts, and serves the mount on every reactor.
     pub(super) fn open(
         config: &Config,
@@ -36,12 +48,12 @@ impl Doors {
         let access = if config.mount.allow_other { Access::Everybody } else { Access::Owner };
         let options = MountOptions { path: config.mount.path.clone(), access };
         let mount = Mount::new(&options)?;
-        let mut doors = Self { control: None, mount };
+        let mut doors = Self { control: None, mount, closing: Arc::default() };
         let openings = Arc::new(Openings::default());
         for site in sites {
             let connection = doors.mount.connection();
             let started = connection.map_err(anyhow::Error::from).and_then(|connection| {
-                serve_files(site, connection, &openings, default_attributes(config))
+                serve_files(site, connection, &openings, &doors.closing, default_attributes(config))
             });
             if let Err(error) = started {
                 drop(doors.close(sites));
@@ -61,6 +73,7 @@ impl Doors {
 
     /// Unmounts, and waits until every request was answered.
     pub(super) fn close(self, sites: &[ReactorThread<Site>]) -> anyhow::Result<()> {
+        self.closing.store(true, Ordering::Relaxed);
         if let Some(control) = self.control {
             control.stop();
         }
@@ -100,9 +113,10 @@ fn serve_files(
     site: &ReactorThread<Site>,
     connection: Connection,
     openings: &Arc<Openings>,
+    closing: &Arc<AtomicBool>,
     defaults: Attributes,
 ) -> anyhow::Result<()> {
-    let openings = Arc::clone(openings);
+    let (openings, closing) = (Arc::clone(openings), Arc::clone(closing));
     site.run(move |site| async move {
         let operations = Rc::new(Operations::new(&site.catalog, &openings, defaults));
         let (stop, stopped) = oneshot::channel();
@@ -116,6 +130,12 @@ fn serve_files(
             let stopped = async { stopped.await.unwrap_or_default() };
             if let Err(error) = serve(reactor, arena, connection, handler, stopped).await {
                 tracing::error!(%error, "the connection to the kernel failed: files are gone");
+            }
+            if !closing.load(Ordering::Relaxed) {
+                tracing::warn!("unmounted by somebody else: the daemon ends");
+                if let Err(error) = signals::raise(KillSignal::SigTerm) {
+                    tracing::error!(%error, "cannot end the daemon");
+                }
             }
             // Nobody waits if the doors were closed in a hurry.
             end.send(()).unwrap_or_default();

@@ -259,10 +259,12 @@ fn prepare(path: &Path) -> Result<PathBuf, MountError> {
 fn is_dead(path: &Path) -> bool {
     let (answer, answered) = mpsc::channel();
     let path = path.to_owned();
-    // On a thread of its own, which a server that hangs may keep.
+    // On a thread of its own, which a server that hangs may keep. A directory that is opened asks
+    // the server; its attributes may be remembered by the kernel. The connection of a daemon that
+    // was killed a moment ago may end while it is asked.
     std::thread::spawn(move || {
-        let error = fs::metadata(path).err().and_then(|error| error.raw_os_error());
-        answer.send(error == Some(libc::ENOTCONN))
+        let error = fs::read_dir(path).err().and_then(|error| error.raw_os_error());
+        answer.send(matches!(error, Some(libc::ENOTCONN | libc::ECONNABORTED)))
     });
     answered.recv_timeout(ALIVE_WAIT).unwrap_or(false)
 }

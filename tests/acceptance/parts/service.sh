@@ -333,11 +333,11 @@ service_command_line() {
     wait_for 5 "the old name to be gone" is_gone mount/volumes/pool0/extra
     cli volume delete pool0/other
     wait_for 5 "the volume to be gone" is_gone mount/volumes/pool0/other
-    expect_failure 'pool0/nothing|not found|no such' cli volume show pool0/nothing
+    expect_failure 'pool0/nothing|not found|no such' "$lvolfs" volume show pool0/nothing
     cli rpc bdev_get_bdevs | jq -e 'length >= 1'
     cli rpc spdk_get_version | jq -e .version
     cli rpc rpc_get_methods | jq -e 'index("bdev_lvol_create") != null'
-    expect_failure 'method' cli rpc no_such_method
+    expect_failure 'method' "$lvolfs" rpc no_such_method
     daemon_stop
 }
 

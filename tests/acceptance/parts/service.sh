@@ -337,7 +337,7 @@ service_command_line() {
     cli rpc bdev_get_bdevs | jq -e 'length >= 1'
     cli rpc spdk_get_version | jq -e .version
     cli rpc rpc_get_methods | jq -e 'index("bdev_lvol_create") != null'
-    expect_failure 'method' "$lvolfs" rpc no_such_method
+    expect_failure '[Mm]ethod' "$lvolfs" rpc no_such_method
     daemon_stop
 }
 

@@ -260,3 +260,18 @@ impl Transition {
         self.count();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_generation_rolls_over() {
+        let last = Reservations { generation: u32::MAX, ..Reservations::default() };
+        let action = Register::Register(Key(1));
+        let (existing, persistence) = (ExistingKey::Ignored, None);
+        let host = HostId::new([1; 16]).unwrap();
+        let outcome = last.apply(host, &Command::Register { action, existing, persistence });
+        assert_eq!(outcome.unwrap().after.generation(), 0);
+    }
+}

@@ -17,6 +17,7 @@ demo=mount/volumes/pool0/demo
 # From the checkout itself, by the command that README.md shows, when nobody's files are there.
 service_quick_start() {
     cd "$checkout"
+    cargo build --release --quiet
     if [[ -e var ]] || is_mounted mount/volumes; then
         note "in a folder of its own: the checkout holds a var/ or a mount of yours"
         cd "$work"
@@ -240,6 +241,18 @@ service_flush_count() {
     python3 -c 'import os,sys; f=os.open(sys.argv[1],os.O_RDONLY); [os.fsync(f) for _ in range(20)]' $demo
     after=$(flushes)
     note "20 fsyncs after no write: $((after - before)) flushes"
+    before=$after
+    python3 - $demo <<'P'
+import mmap, os, sys
+file = os.open(sys.argv[1], os.O_RDWR)
+memory = mmap.mmap(file, 1 << 20)
+memory[5000:5007] = b"through"
+memory.flush()
+P
+    after=$(flushes)
+    ((after - before >= 1)) || fail "msync of a shared mapping: no flush"
+    [[ $(dd if=$demo bs=4096 skip=1 count=1 status=none | tail -c +905 | head -c 7) == through ]] ||
+        fail "msync of a shared mapping: the data is not there"
     ((after - before <= 20)) || fail "20 fsyncs after no write: $((after - before)) flushes"
     daemon_stop
 }

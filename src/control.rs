@@ -3,7 +3,7 @@
 //!
 //! Four parts, each ignorant of the next: [`codec`] cuts a stream of bytes into requests and forms
 //! replies; [`server`] owns the socket, the connections and the threads; [`methods`] decodes
-//! parameters for one typed function per method, the trait [`Service`]; [`Client`] is the other
+//! parameters for one typed function per method, by groups, the trait [`Service`]; [`Client`] is the other
 //! end, used by the command line. Nothing here knows what a volume is: the daemon implements
 //! [`Service`].
 //!
@@ -24,7 +24,7 @@ pub mod types;
 
 pub use client::{Client, ClientError};
 pub use error::RpcError;
-pub use methods::Service;
+pub use methods::{BdevMethods, LvolMethods, ProcessMethods, Service};
 pub use server::Server;
 pub use socket::SocketError;
 pub use status::Status;

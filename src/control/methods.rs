@@ -16,26 +16,46 @@ use super::types::{
 };
 
 macro_rules! methods {
-    ($($(#[$doc:meta])* $name:ident($parameters:ty) -> $result:ty;)*) => {
-        /// What a daemon can be asked. Functions are called on the server's threads, several at a
-        /// time, and may block as long as the client should wait.
+    ($(
+        $(#[$group_doc:meta])*
+        $group:ident: $Methods:ident {
+            $($(#[$doc:meta])* $name:ident($parameters:ty) -> $result:ty;)*
+        }
+    )*) => {
+        $(
+            $(#[$group_doc])*
+            pub trait $Methods {
+                $($(#[$doc])* fn $name(&self, parameters: $parameters) -> Result<$result, RpcError>;)*
+            }
+        )*
+
+        /// What a daemon can be asked, by groups. Functions are called on the server's threads,
+        /// several at a time, and may block as long as the client should wait. A group that is
+        /// not there is not listed, and its methods are not found.
         ///
         /// An error is the client's answer; see [`RpcError`] for SPDK's codes and texts.
         pub trait Service: Send + Sync {
-            $($(#[$doc])* fn $name(&self, parameters: $parameters) -> Result<$result, RpcError>;)*
+            $($(#[$group_doc])* fn $group(&self) -> Option<&dyn $Methods> { None })*
         }
 
         impl Client {
-            $($(#[$doc])*
+            $($($(#[$doc])*
             ///
             /// # Errors
             /// The daemon's answer, or that there is none.
             pub fn $name(&mut self, parameters: &$parameters) -> Result<$result, ClientError> {
                 self.call(stringify!($name), parameters)
-            })*
+            })*)*
         }
 
-        const SERVICE_METHODS: &[&str] = &[$(stringify!($name)),*];
+        /// The names of all methods of all groups, by group.
+        pub const SERVICE_METHODS: &[&[&str]] = &[$(&[$(stringify!($name)),*]),*];
+
+        fn service_methods(service: &dyn Service) -> Vec<&'static str> {
+            let mut names: Vec<&'static str> = Vec::new();
+            $(if service.$group().is_some() { names.extend([$(stringify!($name)),*]); })*
+            names
+        }
 
         fn call_service(
             service: &dyn Service,
@@ -43,9 +63,10 @@ macro_rules! methods {
             parameters: Value,
         ) -> Result<Value, RpcError> {
             match method {
-                $(stringify!($name) => {
-                    decode(parameters).and_then(|typed| service.$name(typed)).and_then(encode)
-                })*
+                $($(stringify!($name) => {
+                    let group = service.$group().ok_or_else(RpcError::method_not_found)?;
+                    decode(parameters).and_then(|typed| group.$name(typed)).and_then(encode)
+                })*)*
                 _ => Err(RpcError::method_not_found()),
             }
         }
@@ -53,37 +74,49 @@ macro_rules! methods {
 }
 
 methods! {
-    /// Devices and volumes.
-    bdev_get_bdevs(GetBdevs) -> Vec<Bdev>;
-    /// What went through devices and volumes.
-    bdev_get_iostat(GetIostat) -> Iostat;
-    /// Pools.
-    bdev_lvol_get_lvstores(SelectLvstore) -> Vec<Lvstore>;
-    /// Creates a volume, durably; its UUID.
-    bdev_lvol_create(CreateLvol) -> Uuid;
-    /// Renames a volume, durably; true.
-    bdev_lvol_rename(RenameLvol) -> bool;
-    /// Changes a volume's size, durably; true. Data beyond a smaller size is gone.
-    bdev_lvol_resize(ResizeLvol) -> bool;
-    /// Makes a volume read-only for ever; true.
-    bdev_lvol_set_read_only(SelectLvol) -> bool;
-    /// Deletes a volume; true.
-    bdev_lvol_delete(SelectLvol) -> bool;
-    /// Volumes.
-    bdev_lvol_get_lvols(GetLvols) -> Vec<Lvol>;
-    /// Sends the daemon a signal; true. SIGTERM is the way to stop it.
-    spdk_kill_instance(KillInstance) -> bool;
-    /// The state and the counters of every layer.
-    lvolfs_status(NoParameters) -> Status;
+    /// Devices and volumes as block devices.
+    bdev: BdevMethods {
+        /// Devices and volumes.
+        bdev_get_bdevs(GetBdevs) -> Vec<Bdev>;
+        /// What went through devices and volumes.
+        bdev_get_iostat(GetIostat) -> Iostat;
+    }
+
+    /// Pools and their volumes.
+    lvol: LvolMethods {
+        /// Pools.
+        bdev_lvol_get_lvstores(SelectLvstore) -> Vec<Lvstore>;
+        /// Creates a volume, durably; its UUID.
+        bdev_lvol_create(CreateLvol) -> Uuid;
+        /// Renames a volume, durably; true.
+        bdev_lvol_rename(RenameLvol) -> bool;
+        /// Changes a volume's size, durably; true. Data beyond a smaller size is gone.
+        bdev_lvol_resize(ResizeLvol) -> bool;
+        /// Makes a volume read-only for ever; true.
+        bdev_lvol_set_read_only(SelectLvol) -> bool;
+        /// Deletes a volume; true.
+        bdev_lvol_delete(SelectLvol) -> bool;
+        /// Volumes.
+        bdev_lvol_get_lvols(GetLvols) -> Vec<Lvol>;
+    }
+
+    /// The process.
+    process: ProcessMethods {
+        /// Sends the daemon a signal; true. SIGTERM is the way to stop it.
+        spdk_kill_instance(KillInstance) -> bool;
+        /// The state and the counters of every layer.
+        lvolfs_status(NoParameters) -> Status;
+    }
 }
 
 /// The methods that need no daemon behind them.
 const OWN_METHODS: &[&str] = &["rpc_get_methods", "spdk_get_version"];
 
-/// The names of all methods, sorted.
+/// The names of all methods that `service` offers, sorted.
 #[must_use]
-pub fn names() -> Vec<&'static str> {
-    let mut names = [SERVICE_METHODS, OWN_METHODS].concat();
+pub fn names(service: &dyn Service) -> Vec<&'static str> {
+    let mut names = service_methods(service);
+    names.extend(OWN_METHODS);
     names.sort_unstable();
     names
 }
@@ -94,7 +127,7 @@ pub fn names() -> Vec<&'static str> {
 /// The answer to the client.
 pub fn call(service: &dyn Service, method: &str, parameters: Value) -> Result<Value, RpcError> {
     match method {
-        "rpc_get_methods" => decode::<GetMethods>(parameters).and_then(|_| encode(names())),
+        "rpc_get_methods" => decode::<GetMethods>(parameters).and_then(|_| encode(names(service))),
         "spdk_get_version" => decode::<NoParameters>(parameters).and_then(|_| encode(version())),
         _ => call_service(service, method, parameters),
     }
@@ -189,11 +222,32 @@ mod tests {
         assert_eq!((create.size, create.size_in_mib), (None, Some(2)));
     }
 
+    struct KnowsDevices;
+
+    impl Service for KnowsDevices {
+        fn bdev(&self) -> Option<&dyn BdevMethods> {
+            Some(self)
+        }
+    }
+
+    impl BdevMethods for KnowsDevices {
+        fn bdev_get_bdevs(&self, _: GetBdevs) -> Result<Vec<Bdev>, RpcError> {
+            Ok(Vec::new())
+        }
+
+        fn bdev_get_iostat(&self, _: GetIostat) -> Result<Iostat, RpcError> {
+            Ok(Iostat::default())
+        }
+    }
+
     #[test]
-    fn names_are_sorted_and_known() {
-        let names = names();
-        assert!(names.is_sorted() && names.contains(&"bdev_lvol_create"));
-        assert!(names.contains(&"rpc_get_methods") && names.contains(&"lvolfs_status"));
+    fn only_groups_that_are_there_are_listed_and_answer() {
+        let names = names(&KnowsDevices);
+        assert!(names.is_sorted() && names.contains(&"rpc_get_methods"));
+        assert!(names.contains(&"bdev_get_bdevs") && !names.contains(&"lvolfs_status"));
+        assert_eq!(call(&KnowsDevices, "bdev_get_bdevs", Value::Null), Ok(json!([])));
+        let absent = call(&KnowsDevices, "lvolfs_status", Value::Null).unwrap_err();
+        assert_eq!(absent.code, -32601);
     }
 
     #[test]

@@ -1,4 +1,9 @@
-//! What the daemon answers on its control socket.
+//! What the daemon answers on its control socket: what all methods use is here, each group of
+//! methods in a file of its own.
+
+mod bdev;
+mod lvol;
+mod process;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,27 +15,17 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::devices::Devices;
-use super::facts::{self, DeviceFacts, SiteFacts};
+use super::facts::{DeviceFacts, SiteFacts};
 use super::pools::Pools;
 use super::reactors::ReactorThread;
-use super::signals;
 use super::site::Site;
-use crate::control::status::{
-    Counters, DeviceStatus, MountStatus, PoolStatus, ReactorStatus, Status,
-};
-use crate::control::types::{
-    Bdev, BdevIostat, CreateLvol, GetBdevs, GetIostat, GetLvols, Iostat, KillInstance, Lvol,
-    LvolClearMethod, Lvstore, NoParameters, PoolSelector, RenameLvol, ResizeLvol, SelectLvol,
-    SelectLvstore,
-};
-use crate::control::{RpcError, Service};
+use crate::control::status::Counters;
+use crate::control::types::PoolSelector;
+use crate::control::{BdevMethods, LvolMethods, ProcessMethods, RpcError, Service};
 use crate::fuse::errno::Errno;
 use crate::lvol::{Quarantined, StoreCounters, StoreInfo, VolumeInfo};
 use crate::reactor::Remote;
-use crate::volume::{self, Directory, Entry, NewVolume, Pool, Replace};
-
-/// Ticks of the clock that latencies are told in.
-const TICKS_PER_SECOND: u64 = 1_000_000_000;
+use crate::volume::{self, Directory, Entry, Pool};
 
 /// Answers from what the reactors know.
 pub(super) struct DaemonService {
@@ -140,51 +135,6 @@ impl DaemonService {
     fn device_of(&self, pool: &Pool) -> String {
         self.pool_devices.get(pool.name()).cloned().unwrap_or_default()
     }
-
-    fn bdevs(&self) -> Answer<Vec<Bdev>> {
-        let claimed = |name: &String| self.pool_devices.values().any(|device| device == name);
-        let mut bdevs: Vec<Bdev> =
-            self.devices.iter().map(|device| device.bdev(claimed(&device.name))).collect();
-        for pool in self.directory.pools() {
-            let facts = self.ask_owner(&pool)?;
-            for entry in self.directory.volumes(pool.key()) {
-                let info = facts.volumes.iter().find(|info| info.id == entry.blob());
-                if let Some(info) = info {
-                    let device = self.device_of(&pool);
-                    bdevs.push(facts::volume_bdev(
-                        &entry,
-                        info,
-                        &facts.info,
-                        &facts.volumes,
-                        device,
-                    ));
-                }
-            }
-        }
-        Ok(bdevs)
-    }
-
-    fn pool_status(&self, pool: &Pool, sites: &[SiteFacts]) -> Answer<PoolStatus> {
-        let facts = self.ask_owner(pool)?;
-        let info = &facts.info;
-        let entries = self.directory.volumes(pool.key());
-        let served = entries.iter().filter_map(|entry| {
-            let info = facts.volumes.iter().find(|info| info.id == entry.blob())?;
-            Some(facts::volume_status(entry, info, facts.info.cluster_size, sites))
-        });
-        let damaged = facts.quarantined.iter().map(facts::quarantined_status);
-        Ok(PoolStatus {
-            name: pool.name().to_owned(),
-            uuid: pool.uuid(),
-            device: self.device_of(pool),
-            health: facts::store_health(&info.state),
-            cluster_size: info.cluster_size.get(),
-            total_clusters: u64::from(info.data_clusters.get()),
-            free_clusters: u64::from(info.free_clusters.get()),
-            counters: counters_of(&facts.counters),
-            volumes: served.chain(damaged).collect(),
-        })
-    }
 }
 
 /// A failed volume operation as SPDK reports it.
@@ -210,154 +160,15 @@ pub(super) fn total(all: impl IntoIterator<Item = Counters>) -> Counters {
 }
 
 impl Service for DaemonService {
-    fn bdev_get_bdevs(&self, parameters: GetBdevs) -> Answer<Vec<Bdev>> {
-        let mut bdevs = self.bdevs()?;
-        if let Some(name) = parameters.name {
-            bdevs.retain(|bdev| bdev.name == name || bdev.aliases.contains(&name));
-            if bdevs.is_empty() {
-                return Err(RpcError::errno(libc::ENODEV));
-            }
-        }
-        Ok(bdevs)
+    fn bdev(&self) -> Option<&dyn BdevMethods> {
+        Some(self)
     }
 
-    fn bdev_get_iostat(&self, parameters: GetIostat) -> Answer<Iostat> {
-        if parameters.per_channel == Some(true) || parameters.reset_mode.is_some() {
-            let reason = "per_channel and reset_mode are not supported; counters only grow";
-            return Err(RpcError::invalid_parameters(reason));
-        }
-        let sites = self.site_facts()?;
-        let mut bdevs: Vec<BdevIostat> =
-            self.devices.iter().map(|device| facts::device_iostat(&device.name, &sites)).collect();
-        for pool in self.directory.pools() {
-            for entry in self.directory.volumes(pool.key()) {
-                bdevs.push(facts::volume_iostat(&entry, &sites));
-            }
-        }
-        if let Some(names) = parameters.names {
-            for name in &names {
-                if !bdevs.iter().any(|bdev| bdev.name == *name) {
-                    return Err(RpcError::errno(libc::ENODEV).because(name));
-                }
-            }
-            bdevs.retain(|bdev| names.contains(&bdev.name));
-        }
-        let ticks = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        Ok(Iostat { tick_rate: TICKS_PER_SECOND, ticks, bdevs })
+    fn lvol(&self) -> Option<&dyn LvolMethods> {
+        Some(self)
     }
 
-    fn bdev_lvol_get_lvstores(&self, parameters: SelectLvstore) -> Answer<Vec<Lvstore>> {
-        let pools = self.selected(parameters.at_most_one()?)?;
-        let one = |pool: Arc<Pool>| {
-            let info = self.ask_owner(&pool)?.info;
-            Ok(Lvstore {
-                uuid: pool.uuid(),
-                name: pool.name().to_owned(),
-                base_bdev: self.device_of(&pool),
-                total_data_clusters: u64::from(info.data_clusters.get()),
-                free_clusters: u64::from(info.free_clusters.get()),
-                block_size: u64::from(info.block_size.bytes()),
-                cluster_size: info.cluster_size.get(),
-            })
-        };
-        pools.into_iter().map(one).collect()
-    }
-
-    fn bdev_lvol_create(&self, parameters: CreateLvol) -> Answer<Uuid> {
-        // Unmap is what the default means.
-        if let Some(LvolClearMethod::None | LvolClearMethod::WriteZeroes) = parameters.clear_method
-        {
-            let reason = "clear_method must be \"default\" or \"unmap\"";
-            return Err(RpcError::invalid_parameters(reason));
-        }
-        let (size, pool) = (parameters.size()?, self.pool(&parameters.pool()?)?);
-        let new = NewVolume {
-            name: parameters.lvol_name,
-            size,
-            thin: parameters.thin_provision.unwrap_or(false),
-            uuid: None,
-            attributes: None,
-        };
-        let created = self.operate(|catalog| async move { catalog.create(&pool, new).await })?;
-        Ok(created.uuid())
-    }
-
-    fn bdev_lvol_rename(&self, parameters: RenameLvol) -> Answer<bool> {
-        let (entry, name) = (self.volume(&parameters.old_name)?, parameters.new_name);
-        self.operate(|catalog| async move { catalog.rename(&entry, &name, Replace::Never).await })?;
-        Ok(true)
-    }
-
-    fn bdev_lvol_resize(&self, parameters: ResizeLvol) -> Answer<bool> {
-        let (entry, size) = (self.volume(&parameters.name)?, parameters.size()?);
-        self.operate(move |catalog| async move { catalog.resize(&entry, size).await })?;
-        Ok(true)
-    }
-
-    fn bdev_lvol_set_read_only(&self, parameters: SelectLvol) -> Answer<bool> {
-        let entry = self.volume(&parameters.name)?;
-        let blob = entry.blob();
-        let set = move |owner: Rc<volume::PoolOwner>| async move {
-            owner.store().set_read_only(blob).await
-        };
-        let result = entry.pool().owner().call_blocking(set).map_err(RpcError::internal)?;
-        result.map_err(|error| failed(&error.into()))?;
-        Ok(true)
-    }
-
-    fn bdev_lvol_delete(&self, parameters: SelectLvol) -> Answer<bool> {
-        let entry = self.volume(&parameters.name)?;
-        self.operate(|catalog| async move { catalog.delete(&entry).await })?;
-        Ok(true)
-    }
-
-    fn bdev_lvol_get_lvols(&self, parameters: GetLvols) -> Answer<Vec<Lvol>> {
-        let mut lvols = Vec::new();
-        for pool in self.selected(parameters.pool()?)? {
-            let facts = self.ask_owner(&pool)?;
-            for entry in self.directory.volumes(pool.key()) {
-                if let Some(info) = facts.volumes.iter().find(|info| info.id == entry.blob()) {
-                    lvols.push(facts::lvol(&pool, &entry, info));
-                }
-            }
-        }
-        Ok(lvols)
-    }
-
-    fn spdk_kill_instance(&self, parameters: KillInstance) -> Answer<bool> {
-        signals::raise(parameters.sig_name).map_err(RpcError::internal)?;
-        Ok(true)
-    }
-
-    fn lvolfs_status(&self, _: NoParameters) -> Answer<Status> {
-        let sites = self.site_facts()?;
-        let reactors = sites.iter().zip(&self.cpus).enumerate();
-        let pools = self.directory.pools();
-        Ok(Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            uptime_seconds: self.started.elapsed().as_secs(),
-            reactors: reactors
-                .map(|(index, (site, cpu))| ReactorStatus {
-                    index,
-                    cpu: *cpu,
-                    counters: site.reactor.clone(),
-                })
-                .collect(),
-            mounts: vec![MountStatus {
-                path: self.mount.clone(),
-                transport: "/dev/fuse".to_owned(),
-                counters: total(sites.iter().map(|site| site.files.clone())),
-            }],
-            pools: pools
-                .iter()
-                .map(|pool| self.pool_status(pool, &sites))
-                .collect::<Answer<Vec<PoolStatus>>>()?,
-            devices: self
-                .devices
-                .iter()
-                .map(|device| device.status(&sites))
-                .collect::<Vec<DeviceStatus>>(),
-        })
+    fn process(&self) -> Option<&dyn ProcessMethods> {
+        Some(self)
     }
 }

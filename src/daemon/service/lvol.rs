@@ -1,0 +1,95 @@
+//! Pools and their volumes.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::{Answer, DaemonService, failed};
+use crate::control::types::{
+    CreateLvol, GetLvols, Lvol, LvolClearMethod, Lvstore, RenameLvol, ResizeLvol, SelectLvol,
+    SelectLvstore,
+};
+use crate::control::{LvolMethods, RpcError};
+use crate::daemon::facts;
+use crate::volume::{self, NewVolume, Pool, Replace};
+
+impl LvolMethods for DaemonService {
+    fn bdev_lvol_get_lvstores(&self, parameters: SelectLvstore) -> Answer<Vec<Lvstore>> {
+        let pools = self.selected(parameters.at_most_one()?)?;
+        let one = |pool: Arc<Pool>| {
+            let info = self.ask_owner(&pool)?.info;
+            Ok(Lvstore {
+                uuid: pool.uuid(),
+                name: pool.name().to_owned(),
+                base_bdev: self.device_of(&pool),
+                total_data_clusters: u64::from(info.data_clusters.get()),
+                free_clusters: u64::from(info.free_clusters.get()),
+                block_size: u64::from(info.block_size.bytes()),
+                cluster_size: info.cluster_size.get(),
+            })
+        };
+        pools.into_iter().map(one).collect()
+    }
+
+    fn bdev_lvol_create(&self, parameters: CreateLvol) -> Answer<Uuid> {
+        // Unmap is what the default means.
+        if let Some(LvolClearMethod::None | LvolClearMethod::WriteZeroes) = parameters.clear_method
+        {
+            let reason = "clear_method must be \"default\" or \"unmap\"";
+            return Err(RpcError::invalid_parameters(reason));
+        }
+        let (size, pool) = (parameters.size()?, self.pool(&parameters.pool()?)?);
+        let new = NewVolume {
+            name: parameters.lvol_name,
+            size,
+            thin: parameters.thin_provision.unwrap_or(false),
+            uuid: None,
+            attributes: None,
+        };
+        let created = self.operate(|catalog| async move { catalog.create(&pool, new).await })?;
+        Ok(created.uuid())
+    }
+
+    fn bdev_lvol_rename(&self, parameters: RenameLvol) -> Answer<bool> {
+        let (entry, name) = (self.volume(&parameters.old_name)?, parameters.new_name);
+        self.operate(|catalog| async move { catalog.rename(&entry, &name, Replace::Never).await })?;
+        Ok(true)
+    }
+
+    fn bdev_lvol_resize(&self, parameters: ResizeLvol) -> Answer<bool> {
+        let (entry, size) = (self.volume(&parameters.name)?, parameters.size()?);
+        self.operate(move |catalog| async move { catalog.resize(&entry, size).await })?;
+        Ok(true)
+    }
+
+    fn bdev_lvol_set_read_only(&self, parameters: SelectLvol) -> Answer<bool> {
+        let entry = self.volume(&parameters.name)?;
+        let blob = entry.blob();
+        let set = move |owner: Rc<volume::PoolOwner>| async move {
+            owner.store().set_read_only(blob).await
+        };
+        let result = entry.pool().owner().call_blocking(set).map_err(RpcError::internal)?;
+        result.map_err(|error| failed(&error.into()))?;
+        Ok(true)
+    }
+
+    fn bdev_lvol_delete(&self, parameters: SelectLvol) -> Answer<bool> {
+        let entry = self.volume(&parameters.name)?;
+        self.operate(|catalog| async move { catalog.delete(&entry).await })?;
+        Ok(true)
+    }
+
+    fn bdev_lvol_get_lvols(&self, parameters: GetLvols) -> Answer<Vec<Lvol>> {
+        let mut lvols = Vec::new();
+        for pool in self.selected(parameters.pool()?)? {
+            let facts = self.ask_owner(&pool)?;
+            for entry in self.directory.volumes(pool.key()) {
+                if let Some(info) = facts.volumes.iter().find(|info| info.id == entry.blob()) {
+                    lvols.push(facts::lvol(&pool, &entry, info));
+                }
+            }
+        }
+        Ok(lvols)
+    }
+}

@@ -1,0 +1,72 @@
+//! The process: its state and its end.
+
+use super::{Answer, DaemonService, counters_of, total};
+use crate::control::status::{DeviceStatus, MountStatus, PoolStatus, ReactorStatus, Status};
+use crate::control::types::{KillInstance, NoParameters};
+use crate::control::{ProcessMethods, RpcError};
+use crate::daemon::facts::{self, SiteFacts};
+use crate::daemon::signals;
+use crate::volume::Pool;
+
+impl DaemonService {
+    fn pool_status(&self, pool: &Pool, sites: &[SiteFacts]) -> Answer<PoolStatus> {
+        let facts = self.ask_owner(pool)?;
+        let info = &facts.info;
+        let entries = self.directory.volumes(pool.key());
+        let served = entries.iter().filter_map(|entry| {
+            let info = facts.volumes.iter().find(|info| info.id == entry.blob())?;
+            Some(facts::volume_status(entry, info, facts.info.cluster_size, sites))
+        });
+        let damaged = facts.quarantined.iter().map(facts::quarantined_status);
+        Ok(PoolStatus {
+            name: pool.name().to_owned(),
+            uuid: pool.uuid(),
+            device: self.device_of(pool),
+            health: facts::store_health(&info.state),
+            cluster_size: info.cluster_size.get(),
+            total_clusters: u64::from(info.data_clusters.get()),
+            free_clusters: u64::from(info.free_clusters.get()),
+            counters: counters_of(&facts.counters),
+            volumes: served.chain(damaged).collect(),
+        })
+    }
+}
+
+impl ProcessMethods for DaemonService {
+    fn spdk_kill_instance(&self, parameters: KillInstance) -> Answer<bool> {
+        signals::raise(parameters.sig_name).map_err(RpcError::internal)?;
+        Ok(true)
+    }
+
+    fn lvolfs_status(&self, _: NoParameters) -> Answer<Status> {
+        let sites = self.site_facts()?;
+        let reactors = sites.iter().zip(&self.cpus).enumerate();
+        let pools = self.directory.pools();
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            reactors: reactors
+                .map(|(index, (site, cpu))| ReactorStatus {
+                    index,
+                    cpu: *cpu,
+                    counters: site.reactor.clone(),
+                })
+                .collect(),
+            mounts: vec![MountStatus {
+                path: self.mount.clone(),
+                transport: "/dev/fuse".to_owned(),
+                counters: total(sites.iter().map(|site| site.files.clone())),
+            }],
+            pools: pools
+                .iter()
+                .map(|pool| self.pool_status(pool, &sites))
+                .collect::<Answer<Vec<PoolStatus>>>()?,
+            devices: self
+                .devices
+                .iter()
+                .map(|device| device.status(&sites))
+                .collect::<Vec<DeviceStatus>>(),
+        })
+    }
+}

@@ -43,6 +43,16 @@ impl AnyDevice {
         }
     }
 
+    /// Why it cannot be used any more, if so. Drivers that find out only with the next I/O do not
+    /// tell.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        match self {
+            Self::Memory(_) | Self::File(_) => None,
+            Self::Nvme(device) => device.failure(),
+        }
+    }
+
     /// A channel for `reactor`.
     ///
     /// # Errors

@@ -9,9 +9,11 @@ use serde_json::{Value, json};
 use super::UsageError;
 use super::arguments::{CreateVolume, PoolVerb, VolumeVerb};
 use super::pretty;
-use super::table::{Table, duration, size};
+use super::table::{Table, duration, percent, size};
 use crate::config::{Config, DEFAULT_SOCKET, VolumeName};
-use crate::control::status::{Counters, DeviceStatus, PoolStatus, Status, VolumeStatus};
+use crate::control::status::{
+    Counters, DeviceStatus, PoolStatus, ReactorStatus, Status, VolumeStatus,
+};
 use crate::control::types::{CreateLvol, NoParameters, RenameLvol, ResizeLvol, SelectLvol};
 use crate::control::{Client, ClientError};
 use crate::units::ByteCount;
@@ -65,8 +67,13 @@ impl Daemon {
         for mount in &status.mounts {
             mounts.row([mount.path.display().to_string(), mount.transport.clone()]);
         }
-        let tables =
-            [mounts, pools(&status.pools), volumes(&status, None), devices(&status.devices)];
+        let tables = [
+            mounts,
+            pools(&status.pools),
+            volumes(&status, None),
+            devices(&status.devices),
+            reactors(&status.reactors),
+        ];
         for table in tables {
             text += &format!("\n{table}");
         }
@@ -267,6 +274,24 @@ fn devices(devices: &[DeviceStatus]) -> Table {
             size(device.size),
             device.block_size.to_string(),
             if device.volatile_write_cache { "volatile" } else { "none" }.to_owned(),
+        ]);
+    }
+    table
+}
+
+/// What each reactor did with its time: work, polls that found nothing, and sleep.
+fn reactors(reactors: &[ReactorStatus]) -> Table {
+    let mut table = Table::new(&["REACTOR", "CPU", "WORKED", "POLLED", "SLEPT"]);
+    for reactor in reactors {
+        let get = |name: &str| reactor.counters.get(name).copied().unwrap_or_default();
+        let (lived, spun, slept) = (get("lived_nanos"), get("spun_nanos"), get("slept_nanos"));
+        let worked = lived.saturating_sub(spun).saturating_sub(slept);
+        table.row([
+            reactor.index.to_string(),
+            reactor.cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string()),
+            percent(worked, lived),
+            percent(spun, lived),
+            percent(slept, lived),
         ]);
     }
     table

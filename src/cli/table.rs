@@ -65,6 +65,12 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
+/// A part of a whole in percent, to a tenth, rounded down.
+pub(super) fn percent(part: u64, whole: u64) -> String {
+    let tenths = u128::from(part.min(whole)) * 1000 / u128::from(whole.max(1));
+    format!("{}.{} %", tenths / 10, tenths % 10)
+}
+
 /// A length of time in its two largest units.
 pub(super) fn duration(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
@@ -102,6 +108,13 @@ mod tests {
         ];
         for (bytes, text) in cases {
             assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn parts_for_people() {
+        for (part, whole, text) in [(0, 0, "0.0 %"), (1, 3, "33.3 %"), (9, 9, "100.0 %")] {
+            assert_eq!(percent(part, whole), text);
         }
     }
 

@@ -1,20 +1,20 @@
 //! Devices: claimed, opened on every reactor, and told of the shutdown.
 
+mod nvme;
+
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use super::reactors::ReactorThread;
 use super::site::Site;
 use crate::block::AnyDevice;
 use crate::block::file::{self, FileDevice, FileOptions};
 use crate::block::memory::MemoryDevice;
-use crate::block::nvme::{NvmeController, Wanted};
 use crate::config::{self, Config, Driver};
-use crate::emulated::{ControllerThread, EmulatedController, FileMedia, Settings};
+use crate::emulated::{ControllerThread, EmulatedController};
 use crate::hw::dma::DmaArena;
-use crate::hw::transport::Transport;
-use crate::units::{BlockSize, NamespaceId};
+use crate::units::BlockSize;
 
 /// The devices of the configuration, open.
 pub(super) struct Devices {
@@ -80,11 +80,13 @@ impl Devices {
         // All controllers are polled by the first reactor.
         sites[0].run(|site| async move {
             let controllers = std::mem::take(&mut *site.controllers.borrow_mut());
+            let mut first = Ok(());
             for (name, controller) in controllers {
                 let shut_down = controller.shut_down().await;
-                shut_down.with_context(|| format!("device {name:?} was not shut down"))?;
+                let named = shut_down.with_context(|| format!("device {name:?} was not shut down"));
+                first = first.and(named);
             }
-            Ok(())
+            first
         })?
     }
 }
@@ -116,14 +118,13 @@ fn open_device(device: &config::Device, sites: &[ReactorThread<Site>]) -> anyhow
             AnyDevice::File(FileDevice::new(opened, &image.path, image.block_size)?)
         }
         Driver::NvmeEmulated(image) => {
-            let (controller, any) = open_emulated(&device.name, image, sites)?;
+            let (controller, device) = nvme::open_emulated(&device.name, image, sites)?;
             emulated = Some(controller);
-            any
+            AnyDevice::Nvme(device)
         }
-        Driver::Nvme { address, .. } => bail!(
-            "{address}: drives on PCI are not served by this version; \
-             use driver \"file\" on the kernel's block device"
-        ),
+        Driver::Nvme { address, namespace } => {
+            AnyDevice::Nvme(nvme::open_pci(&device.name, *address, *namespace, sites)?)
+        }
     };
     let geometry = any.geometry();
     tracing::info!(
@@ -136,39 +137,6 @@ fn open_device(device: &config::Device, sites: &[ReactorThread<Site>]) -> anyhow
     );
     let driver = device.driver.name();
     Ok(Opened { name: device.name.clone(), device: any, driver, emulated })
-}
-
-/// An emulated controller over a file, and the NVMe driver on it.
-fn open_emulated(
-    name: &str,
-    image: &config::Image,
-    sites: &[ReactorThread<Site>],
-) -> anyhow::Result<(Emulated, AnyDevice)> {
-    // The page cache is the controller's volatile cache, so never around it.
-    let opened = open_image(image, false)?;
-    let media = FileMedia::new(opened.file, image.block_size)
-        .with_context(|| format!("cannot use {}", image.path.display()))?;
-    let settings = Settings {
-        name: format!("emulated:{}", image.path.display()),
-        io_queues: u16::try_from(sites.len()).unwrap_or(u16::MAX),
-        ..Settings::default()
-    };
-    let controller = EmulatedController::new(settings, media).context("no events left")?;
-    let thread = ControllerThread::spawn(Arc::clone(&controller))
-        .context("cannot start the emulated controller's thread")?;
-    let (transport, name) = (Arc::clone(&controller), name.to_owned());
-    let wanted = Wanted {
-        namespace: NamespaceId(1),
-        channels: u16::try_from(sites.len()).unwrap_or(u16::MAX),
-    };
-    let device = sites[0].run(move |site| async move {
-        let transport: Arc<dyn Transport> = transport;
-        let (driver, device) =
-            NvmeController::open(&site.reactor, &site.arena, transport, &wanted).await?;
-        site.controllers.borrow_mut().push((name, driver));
-        anyhow::Ok(device)
-    })??;
-    Ok((Emulated { controller, _thread: thread }, AnyDevice::Nvme(device)))
 }
 
 fn open_image(image: &config::Image, direct: bool) -> anyhow::Result<file::OpenedFile> {

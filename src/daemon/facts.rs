@@ -1,6 +1,7 @@
 //! What the layers know, in the words of the control plane.
 
-use crate::block::{AnyChannel, Counters as BlockCounters, Geometry};
+use crate::block::nvme::NvmeChannel;
+use crate::block::{AnyChannel, AnyDevice, Counters as BlockCounters};
 use crate::control::status::{Counters, DeviceStatus, Health, VolumeStatus};
 use crate::control::types::{
     Bdev, BdevIostat, DriverSpecific, Lvol, LvolPool, LvolSpecific, SupportedIoTypes,
@@ -31,7 +32,7 @@ impl SiteFacts {
         let channel = |(name, channel): (String, AnyChannel)| {
             let counters = crate::block::BlockDevice::counters(&channel);
             let nvme = match &channel {
-                AnyChannel::Nvme(channel) => Some(counters_of(&channel.queue_counters())),
+                AnyChannel::Nvme(channel) => Some(queue_counters(channel)),
                 AnyChannel::Memory(_) | AnyChannel::File(_) => None,
             };
             (name, counters, nvme)
@@ -49,11 +50,21 @@ impl SiteFacts {
     }
 }
 
+/// Of both queue pairs of a channel, and how much of it each did.
+fn queue_counters(channel: &NvmeChannel) -> Counters {
+    let (polled, interrupting) = channel.queue_counters();
+    let mut sum = total(polled.iter().chain([&interrupting]).map(counters_of));
+    let completed = polled.map_or(0, |polled| polled.completed);
+    sum.insert("completed_by_polling".to_owned(), completed);
+    sum.insert("completed_by_interrupt".to_owned(), interrupting.completed);
+    sum
+}
+
 /// A device of the configuration.
 pub(super) struct DeviceFacts {
     pub(super) name: String,
     driver: &'static str,
-    geometry: Geometry,
+    device: AnyDevice,
     emulated: Option<Arc<EmulatedController>>,
 }
 
@@ -62,7 +73,7 @@ impl DeviceFacts {
         Self {
             name: opened.name.clone(),
             driver: opened.driver,
-            geometry: opened.device.geometry().clone(),
+            device: opened.device.clone(),
             emulated: opened.emulated.as_ref().map(|emulated| Arc::clone(&emulated.controller)),
         }
     }
@@ -77,8 +88,8 @@ impl DeviceFacts {
             name: self.name.clone(),
             aliases: Vec::new(),
             product_name: product_name.to_owned(),
-            block_size: self.geometry.block_size.bytes(),
-            num_blocks: self.geometry.block_count.get(),
+            block_size: self.device.geometry().block_size.bytes(),
+            num_blocks: self.device.geometry().block_count.get(),
             uuid: Uuid::new_v5(&Uuid::NAMESPACE_OID, self.name.as_bytes()),
             claimed,
             claim_type: claimed.then(|| "exclusive_write".to_owned()),
@@ -94,10 +105,13 @@ impl DeviceFacts {
         DeviceStatus {
             name: self.name.clone(),
             driver: self.driver.to_owned(),
-            health: Health::Ok,
-            size: self.geometry.size().get(),
-            block_size: self.geometry.block_size.bytes(),
-            volatile_write_cache: self.geometry.volatile_cache,
+            health: match self.device.failure() {
+                Some(reason) => Health::Failed { reason },
+                None => Health::Ok,
+            },
+            size: self.device.geometry().size().get(),
+            block_size: self.device.geometry().block_size.bytes(),
+            volatile_write_cache: self.device.geometry().volatile_cache,
             counters: total(channels().map(|(_, counters, _)| counters_of(counters))),
             nvme: Some(total(nvme)).filter(|counters| !counters.is_empty()),
             controller: self.emulated.as_ref().map(|emulated| counters_of(&emulated.counters())),

@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow};
 use futures_channel::oneshot;
 
 use crate::hw::thread::{pin_to_cpu, precise_timers, usable_cpus};
-use crate::reactor::policy::SpinPermits;
+use crate::reactor::policy::{SpinPermits, measure_wake_cost};
 use crate::reactor::{Clock, Reactor, ReactorOptions, Remote, Wait};
 
 /// One reactor thread, with the object `T` that the daemon keeps on it.
@@ -30,7 +30,9 @@ pub(super) fn start<T: 'static>(
     wait: Wait,
     make: impl Fn(&Rc<Reactor>) -> T + Clone + Send + 'static,
 ) -> anyhow::Result<Vec<ReactorThread<T>>> {
-    let permits = SpinPermits::new(usable_cpus());
+    let wake_cost = measure_wake_cost().context("cannot measure what a wake-up costs")?;
+    tracing::debug!(?wake_cost, "measured");
+    let permits = SpinPermits::with_wake_cost(usable_cpus(), wake_cost);
     let started = Instant::now();
     let one = |(index, cpu): (usize, &Option<usize>)| {
         let (permits, make, cpu) = (permits.clone(), make.clone(), *cpu);

@@ -50,6 +50,20 @@ pub trait Transport: Send + Sync {
     /// # Errors
     /// If the controller cannot be reset.
     fn reset(&self) -> io::Result<()>;
+    /// Takes the next thing that the system has to say about the device, if there is one.
+    fn notice(&self) -> Option<Notice> {
+        None
+    }
+}
+
+/// What the system says about a device, beside what the device says itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// It wants the device back: it is being unplugged, or taken away from this process. It waits
+    /// until the transport and all of its doorbells are dropped.
+    ReleaseWanted,
+    /// The bus reported an error of the device that it cannot correct.
+    BusError,
 }
 
 /// Memory that holds doorbells: the mapped BAR, or the emulated controller's page.

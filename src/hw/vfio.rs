@@ -46,7 +46,7 @@ use self::space::Space;
 use super::dma::DmaArena;
 use super::event::EventFd;
 use super::pci::{CLASS_NVME, PciAddress, PciFunction, PciIdentity};
-use super::transport::{Doorbell, DoorbellMemory, Transport};
+use super::transport::{Doorbell, DoorbellMemory, Notice, Transport};
 
 /// The PCI command register, in the configuration space.
 const COMMAND: u16 = 4;
@@ -350,6 +350,13 @@ impl Transport for VfioTransport {
 
     fn reset(&self) -> io::Result<()> {
         Ok(self.reset_function()?)
+    }
+
+    fn notice(&self) -> Option<Notice> {
+        if self.release_wanted.consume() {
+            return Some(Notice::ReleaseWanted);
+        }
+        self.failed.consume().then_some(Notice::BusError)
     }
 }
 

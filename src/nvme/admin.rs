@@ -265,7 +265,7 @@ impl Core {
             ResetCause::AdminTimeout => {
                 NvmeError::NoAnswer { command, limit: self.settings.admin_timeout }
             }
-            ResetCause::QueueTimeout(_) | ResetCause::Requested => {
+            ResetCause::QueueTimeout(_) | ResetCause::Requested | ResetCause::BusError => {
                 NvmeError::Interrupted { command }
             }
         }

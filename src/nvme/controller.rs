@@ -132,7 +132,12 @@ pub enum Event {
     /// Any other asynchronous event.
     Notice(AsyncEvent),
     /// A reset begins: queue pairs take no commands now.
-    ResetStarted(ResetCause),
+    ResetStarted {
+        /// Why.
+        cause: ResetCause,
+        /// Whether the controller has written its volatile cache out before.
+        cache_written: bool,
+    },
     /// The reset is over: queue pairs work again as soon as each has been polled.
     ResetDone,
     /// The controller was given up. The last event.

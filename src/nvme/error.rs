@@ -98,6 +98,9 @@ pub enum NvmeError {
         /// In which time.
         within: Duration,
     },
+    /// The system took the controller away: it was unplugged, or unbound from this process.
+    #[error("the system wants the controller back: it is being unplugged, or was unbound")]
+    ReleaseWanted,
     /// The controller did not finish its shutdown: what was not flushed may be lost.
     #[error("the controller did not finish its shutdown within {limit:?}")]
     ShutdownTimeout {
@@ -117,6 +120,8 @@ pub enum ResetCause {
     QueueTimeout(QueueId),
     /// Its registers read as ones.
     Gone,
+    /// The bus reported an error of it.
+    BusError,
     /// The owner asked for it.
     Requested,
 }
@@ -128,6 +133,7 @@ impl fmt::Display for ResetCause {
             Self::AdminTimeout => f.write_str("an admin command was not answered"),
             Self::QueueTimeout(id) => write!(f, "a command of queue {id} was not answered"),
             Self::Gone => f.write_str("it stopped answering"),
+            Self::BusError => f.write_str("the bus reported an error of it"),
             Self::Requested => f.write_str("it was asked for"),
         }
     }

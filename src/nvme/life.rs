@@ -12,6 +12,7 @@ use super::identity::ControllerIdentity;
 use super::link::{Link, LinkState};
 use super::namespace::Namespace;
 use super::queue_pair::{MAX_ENTRIES, Parts, QueuePair, QueueSettings, Target};
+use crate::hw::transport::Notice;
 use crate::spec::command::{Feature, IdentifyKind, QueueCounts, SubmissionEntry};
 use crate::spec::identify::{
     IdentifyController, IdentifyIndependentNamespace, IdentifyNamespace, IdentifyNvmController,
@@ -34,6 +35,8 @@ const SMART_LOG_LENGTH: usize = size_of::<SmartLog>();
 enum Pause {
     Trouble(ResetCause),
     Shutdown,
+    /// The system wants the controller back.
+    Release,
 }
 
 /// Everything that is done for a controller, until it is shut down or given up.
@@ -71,6 +74,14 @@ impl Core {
             match self.serve().await {
                 Pause::Trouble(cause) => self.recover(cause).await?,
                 Pause::Shutdown => return self.shut_down().await,
+                Pause::Release => {
+                    // As long as it is still there, its cache is written out. Commands in flight
+                    // end unanswered; who waits for them is told that the controller is gone.
+                    if let Err(error) = self.shut_down().await {
+                        warn!(name = self.transport.name(), %error, "not shut down in order");
+                    }
+                    return Err(NvmeError::ReleaseWanted);
+                }
             }
         }
     }
@@ -229,6 +240,11 @@ impl Core {
     async fn serve(&mut self) -> Pause {
         loop {
             self.turn();
+            match self.transport.notice() {
+                Some(Notice::ReleaseWanted) => return Pause::Release,
+                Some(Notice::BusError) => return Pause::Trouble(ResetCause::BusError),
+                None => {}
+            }
             let mut pace = BUSY;
             let step = if let Some(cause) = self.trouble.take() {
                 return Pause::Trouble(cause);

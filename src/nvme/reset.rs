@@ -138,8 +138,11 @@ impl Core {
     /// Steps 1 to 3 of the recovery; step 4 is part of ordinary service.
     pub(crate) async fn recover(&mut self, cause: ResetCause) -> Result<(), NvmeError> {
         warn!(name = self.transport.name(), %cause, "resetting the NVMe controller");
-        self.shared.emit(Event::ResetStarted(cause));
         self.stop_queues();
+        // Nothing is wrong with a controller whose reset was only asked for: it can be told to
+        // write out its cache first, as for a shutdown.
+        let cache_written = cause == ResetCause::Requested && self.shut_down().await.is_ok();
+        self.shared.emit(Event::ResetStarted { cause, cache_written });
         self.count_reset()?;
         let mut outcome = self.restart().await;
         if outcome.is_err() {

@@ -1,16 +1,18 @@
 //! How an idle reactor waits: the whole policy, in one file.
 //!
 //! Spinning buys latency with CPU time. It pays while the remaining wait is likely to be shorter
-//! than twice what a wake-up costs; so a reactor that just had work, and that waits for a device
-//! that owes it an answer, spins for that long, and then blocks. At most one thread fewer than
-//! there are CPUs may spin at a time: a spinner without a CPU of its own delays the very thread
-//! it waits for.
+//! than twice what a wake-up costs, which is measured once at the start; so a reactor that just
+//! had work, and that waits for a device that owes it an answer, spins for that long, and then
+//! blocks. At most one thread fewer than there are CPUs may spin at a time: a spinner without a
+//! CPU of its own delays the very thread it waits for.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::clock::Instant;
+use crate::hw::event::EventFd;
 
 /// The configured way to wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,23 +37,35 @@ pub enum Decision {
 
 /// The right to spin, shared by all reactors of the process.
 #[derive(Clone, Debug)]
-pub struct SpinPermits(Arc<AtomicUsize>);
+pub struct SpinPermits {
+    free: Arc<AtomicUsize>,
+    /// For how long a permit is good after the last work.
+    budget: Duration,
+}
 
 impl SpinPermits {
-    /// Permits for a machine with `cpus` CPUs: one fewer than it has.
+    /// Permits for a machine with `cpus` CPUs, one fewer than it has, where a wake-up costs what
+    /// it costs on ordinary machines.
     #[must_use]
     pub fn new(cpus: usize) -> Self {
-        Self(Arc::new(AtomicUsize::new(cpus.saturating_sub(1))))
+        Self::with_wake_cost(cpus, WAKE_COST)
+    }
+
+    /// The same, where a wake-up costs `wake_cost`; see [`measure_wake_cost`].
+    #[must_use]
+    pub fn with_wake_cost(cpus: usize, wake_cost: Duration) -> Self {
+        let free = Arc::new(AtomicUsize::new(cpus.saturating_sub(1)));
+        Self { free, budget: wake_cost.saturating_mul(2) }
     }
 
     fn acquire(&self) -> bool {
-        self.0
+        self.free
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| free.checked_sub(1))
             .is_ok()
     }
 
     fn release(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.free.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -62,39 +76,113 @@ pub struct Waiting {
     permits: SpinPermits,
     has_permit: bool,
     last_work: Instant,
+    /// Since when it spins, and for how long it did before.
+    spins_since: Option<Instant>,
+    spun: Duration,
 }
 
 /// What one wake-up out of the ring costs on ordinary machines.
 const WAKE_COST: Duration = Duration::from_micros(12);
-/// How long to spin after the last work.
-const SPIN_BUDGET: Duration = WAKE_COST.saturating_mul(2);
+/// What a measured wake-up is cut to.
+const WAKE_COSTS: (Duration, Duration) = (Duration::from_micros(2), Duration::from_micros(100));
+/// Wake-ups that are measured; the median counts.
+const MEASURED: usize = 21;
+
+/// What it costs to wake a thread that sleeps on an event, on this machine: half of a round trip
+/// between two threads. Takes less than some ten milliseconds.
+///
+/// # Errors
+/// The system's: no descriptors or no thread left.
+pub fn measure_wake_cost() -> io::Result<Duration> {
+    let events = Arc::new((EventFd::new()?, EventFd::new()?));
+    let other = std::thread::Builder::new().name("wake-cost".to_owned()).spawn({
+        let events = Arc::clone(&events);
+        move || {
+            for _ in 0..MEASURED {
+                events.0.wait(Some(PATIENCE_MS));
+                events.0.consume();
+                events.1.signal();
+            }
+        }
+    })?;
+    let mut rounds: Vec<Duration> = (0..MEASURED)
+        .map(|_| {
+            let began = std::time::Instant::now();
+            events.0.signal();
+            events.1.wait(Some(PATIENCE_MS));
+            events.1.consume();
+            began.elapsed() / 2
+        })
+        .collect();
+    drop(other.join());
+    rounds.sort_unstable();
+    Ok(rounds[MEASURED / 2].clamp(WAKE_COSTS.0, WAKE_COSTS.1))
+}
+
+/// No wake-up takes longer; if one does, it is not waited for.
+const PATIENCE_MS: u32 = 100;
 
 impl Waiting {
     /// A policy that has seen no work yet.
     #[must_use]
     pub fn new(wait: Wait, permits: SpinPermits) -> Self {
-        Self { wait, permits, has_permit: false, last_work: Instant::default() }
+        Self {
+            wait,
+            permits,
+            has_permit: false,
+            last_work: Instant::default(),
+            spins_since: None,
+            spun: Duration::ZERO,
+        }
     }
 
     /// A turn at `now` did some work.
     #[inline]
     pub fn worked(&mut self, now: Instant) {
         self.last_work = now;
+        self.account(now);
+    }
+
+    #[inline]
+    fn account(&mut self, now: Instant) {
+        if let Some(since) = self.spins_since.take() {
+            self.spun += now.since(since);
+        }
+    }
+
+    /// How long it has spun so far.
+    pub fn spun(&self) -> Duration {
+        self.spun
     }
 
     /// A turn at `now` found nothing to do. `outstanding` tells whether a device owes an answer.
     pub fn idle(&mut self, now: Instant, outstanding: bool) -> Decision {
         let spin = match self.wait {
-            Wait::Busy => return Decision::Spin,
+            Wait::Busy => {
+                self.spins_since.get_or_insert(now);
+                return Decision::Spin;
+            }
             Wait::Sleep => false,
-            Wait::Adaptive => outstanding && now.since(self.last_work) < SPIN_BUDGET,
+            Wait::Adaptive => outstanding && now.since(self.last_work) < self.permits.budget,
         };
         if spin && (self.has_permit || self.permits.acquire()) {
             self.has_permit = true;
+            self.spins_since.get_or_insert(now);
             return Decision::Spin;
         }
+        self.account(now);
         self.stop_spinning();
         Decision::Block
+    }
+
+    /// Whether an idle reactor is likely to spin for as long as `wait`.
+    #[inline]
+    pub fn would_spin(&self, wait: Duration) -> bool {
+        match self.wait {
+            Wait::Busy => true,
+            Wait::Sleep => false,
+            Wait::Adaptive => wait < self.permits.budget,
+        }
     }
 
     fn stop_spinning(&mut self) {
@@ -126,6 +214,19 @@ mod tests {
         assert_eq!(waiting.idle(at(101), true), Decision::Spin);
         assert_eq!(waiting.idle(at(123), true), Decision::Spin);
         assert_eq!(waiting.idle(at(124), true), Decision::Block);
+        assert_eq!(waiting.spun(), Duration::from_micros(23));
+    }
+
+    #[test]
+    fn the_measured_wake_up_is_the_budget() {
+        let cost = measure_wake_cost().unwrap();
+        assert!((WAKE_COSTS.0..=WAKE_COSTS.1).contains(&cost), "{cost:?}");
+        let permits = SpinPermits::with_wake_cost(2, Duration::from_micros(50));
+        let mut waiting = Waiting::new(Wait::Adaptive, permits);
+        assert!(waiting.would_spin(Duration::from_micros(99)));
+        assert!(!waiting.would_spin(Duration::from_micros(100)));
+        assert_eq!(waiting.idle(at(99), true), Decision::Spin);
+        assert_eq!(waiting.idle(at(100), true), Decision::Block);
     }
 
     #[test]

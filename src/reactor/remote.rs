@@ -112,6 +112,18 @@ impl<T: 'static> Remote<T> {
         answered.recv().map_err(|_| Gone)
     }
 
+    /// Runs `call` with the object on the object's reactor, without waiting for it. False if it
+    /// never will: the reactor has ended, or its inbox is full.
+    pub fn post(&self, call: impl FnOnce(&Rc<T>) + Send + 'static) -> bool {
+        let key = self.key;
+        let mail: Mail = Box::new(move |reactor| {
+            if let Some(object) = reactor.kept(key).and_then(|kept| kept.downcast::<T>().ok()) {
+                call(&object);
+            }
+        });
+        self.home.send(mail).is_ok()
+    }
+
     /// Lets the object go. To be called on its own reactor.
     pub fn release(&self, reactor: &Reactor) -> Option<Rc<T>> {
         let object = self.local(reactor)?;

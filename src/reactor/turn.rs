@@ -32,9 +32,11 @@ pub trait Poller {
     /// Whether the device owes an answer that polling would find.
     fn outstanding(&self) -> bool;
     /// The event that the device signals when it has an answer, for a reactor that sleeps.
-    /// `None`: the reactor must not sleep while something is outstanding.
+    /// `None`: the reactor sleeps no longer than to the deadline, and not at all without one,
+    /// while something is outstanding.
     fn event(&self) -> Option<Arc<EventFd>>;
-    /// When this wants to be polled even if nothing happens: the earliest command timeout.
+    /// When this wants to be polled even if nothing happens: the earliest command timeout, or the
+    /// next look at what has no event.
     fn deadline(&self) -> Option<Instant> {
         None
     }
@@ -79,6 +81,10 @@ pub struct ReactorStatistics {
     pub sleeps: u64,
     /// Mails opened.
     pub mails: u64,
+    /// Time since it was made, in nanoseconds.
+    pub lived_nanos: u64,
+    /// Time spent in turns that found nothing and went on at once, in nanoseconds.
+    pub spun_nanos: u64,
     /// Time spent blocked, in nanoseconds.
     pub slept_nanos: u64,
 }
@@ -90,6 +96,7 @@ pub struct Reactor {
     timers: Rc<Timers>,
     inbox: Inbox,
     clock: Clock,
+    born: Instant,
     waiting: RefCell<Waiting>,
     /// Replaced as a whole when it changes, so that a turn can walk it while pollers come and go.
     pollers: RefCell<Rc<Pollers>>,
@@ -109,6 +116,7 @@ impl Reactor {
             ring: Rc::new(Ring::new()?),
             timers: Rc::default(),
             inbox: Inbox::new(options.index)?,
+            born: options.clock.now(),
             clock: options.clock,
             waiting: RefCell::new(Waiting::new(options.wait, options.permits)),
             pollers: RefCell::default(),
@@ -143,10 +151,22 @@ impl Reactor {
         self.clock.now()
     }
 
+    /// Whether this reactor is likely to spin for as long as `wait` when it waits for a device.
+    #[must_use]
+    #[inline]
+    pub fn would_spin(&self, wait: Duration) -> bool {
+        self.waiting.borrow().would_spin(wait)
+    }
+
     /// What it did so far.
     #[must_use]
     pub fn statistics(&self) -> ReactorStatistics {
-        self.statistics.get()
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        ReactorStatistics {
+            lived_nanos: nanos(self.now().since(self.born)),
+            spun_nanos: nanos(self.waiting.borrow().spun()),
+            ..self.statistics.get()
+        }
     }
 
     /// Starts a task on this thread. It runs to its end, whoever waits for it or not.
@@ -265,14 +285,15 @@ impl Reactor {
         let mut deadline = self.timers.next_deadline();
         let mut events = Vec::new();
         for (_, poller) in &**self.pollers.borrow() {
-            if let Some(wanted) = poller.deadline() {
+            let wanted = poller.deadline();
+            if let Some(wanted) = wanted {
                 deadline = Some(deadline.map_or(wanted, |earliest| earliest.min(wanted)));
             }
             if poller.outstanding() {
                 outstanding = true;
                 match poller.event() {
                     Some(event) => events.push(event),
-                    None => can_sleep = false,
+                    None => can_sleep &= wanted.is_some(),
                 }
             }
         }

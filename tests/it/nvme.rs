@@ -407,7 +407,7 @@ fn a_stalled_command_is_aborted_and_its_late_completion_counts() {
     assert_eq!(pair.counters().late, 1);
     rig.pass(seconds(60));
     rig.pass(seconds(60));
-    assert!(!rig.events.iter().any(|event| matches!(event, Event::ResetStarted(_))));
+    assert!(!rig.events.iter().any(|event| matches!(event, Event::ResetStarted { .. })));
     rig.shut_down(Some(pair));
 }
 
@@ -437,7 +437,7 @@ fn an_admin_command_without_an_answer_resets_the_controller() {
     rig.device.inject(fault);
     assert!(matches!(rig.pair(8), Err(NvmeError::NoAnswer { .. })));
     rig.until("a reset", |event| match event {
-        Event::ResetStarted(cause) => {
+        Event::ResetStarted { cause, .. } => {
             assert_eq!(cause, ResetCause::AdminTimeout);
             Ok(())
         }

@@ -1,16 +1,16 @@
-//! One reactor's queue pair.
+//! One reactor's way to a namespace: its queue pairs and the commands in flight.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use slab::Slab;
 
-use super::device::Shared;
+use super::device::{Shared, Spare};
+use super::lane::Lane;
 use crate::block::flush_group::FlushGroup;
 use crate::block::{
     BlockDevice, BlockError, Counted, Counters, Counting, Durability, Geometry, Transfer,
@@ -20,43 +20,72 @@ use crate::hw::dma::{DmaArena, DmaBuffer};
 use crate::hw::event::EventFd;
 use crate::nvme::retry::{MAX_ATTEMPTS, Triage, triage};
 use crate::nvme::{CommandFailure, Completion, QueueCounters, QueuePair, RejectReason, Rejected};
-use crate::reactor::{Instant, Poller, Reactor, Registration};
+use crate::reactor::{Instant, Poller, Reactor, Registration, Remote};
 use crate::spec::command::{Deallocate, DsmRange, ForceUnitAccess};
 use crate::units::{BlockCount, Lba};
 
 /// How long a command waits while the controller is being reset, before it is tried again.
 const RESET_RETRY: Duration = Duration::from_millis(10);
-/// How often a reactor that sleeps looks for commands that take too long.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// A command with more data than this is worth a sleep.
+const HOT_BYTES: usize = 64 << 10;
+/// How fast the notion of a command's latency follows: this part of each difference.
+const LATENCY_SHARE: u64 = 8;
 /// Zeros are written from a buffer of this size where the controller has no Write Zeroes.
 const ZERO_BUFFER: usize = 128 << 10;
 
-/// One reactor's way to a namespace. Clones share the queue pair.
+/// One reactor's way to a namespace. Clones share the queue pairs.
 #[derive(Clone)]
 pub struct NvmeChannel {
     channel: Rc<Channel>,
     /// Ends the polling when the last clone is gone.
-    _registration: Rc<Registration>,
+    _polling: Rc<Polling>,
 }
 
-struct Channel {
+pub(super) struct Channel {
     shared: Arc<Shared>,
     reactor: Rc<Reactor>,
     arena: DmaArena,
-    queue: RefCell<QueuePair>,
-    event: Option<Arc<EventFd>>,
+    /// Polled only; `None` if the controller has too few queues for two pairs on each reactor.
+    hot: Option<Lane>,
+    cold: Lane,
     commands: RefCell<Slab<Command>>,
-    /// Who waits for room in the queue.
-    waiting: RefCell<VecDeque<Waker>>,
-    /// When to look for late commands.
-    next_look: Cell<Instant>,
+    /// What a small read or write takes from submission to completion, in nanoseconds.
+    latency: Cell<u64>,
     counting: Counting,
     flush: Rc<FlushGroup>,
 }
 
+/// A channel, as the controller's owner on another reactor holds it.
+pub(super) struct ChannelHandle(Weak<Channel>);
+
+impl ChannelHandle {
+    /// The controller is gone: commands end, and nothing refers to its registers any more.
+    pub(super) fn let_go(&self) {
+        if let Some(channel) = self.0.upgrade() {
+            channel.let_go();
+        }
+    }
+}
+
+/// A channel in its reactor's care.
+struct Polling {
+    reactor: Rc<Reactor>,
+    handle: Remote<ChannelHandle>,
+    _registration: Registration,
+}
+
+impl Drop for Polling {
+    fn drop(&mut self) {
+        drop(self.handle.release(&self.reactor));
+    }
+}
+
 /// A submitted command, by its token.
 enum Command {
-    InFlight(Option<Waker>),
+    InFlight {
+        waker: Option<Waker>,
+        since: Instant,
+    },
     Done(Completion),
     /// Nobody waits for it any more.
     Orphaned,
@@ -64,41 +93,57 @@ enum Command {
 
 impl Poller for Channel {
     fn poll(&self, now: Instant) -> usize {
-        self.next_look.set(now.after(LOOK_INTERVAL));
-        let mut queue = self.queue.borrow_mut();
-        queue.ring();
-        let ended = queue.poll(now, &mut |completion| self.complete(completion));
-        drop(queue);
-        for _ in 0..ended {
-            let Some(waiting) = self.waiting.borrow_mut().pop_front() else { break };
-            waiting.wake();
-        }
-        ended
+        let mut visitor = |completion| self.complete(now, completion);
+        let hot = self.hot.as_ref().map_or(0, |hot| hot.poll(now, &mut visitor));
+        hot + self.cold.poll(now, &mut visitor)
     }
 
     fn outstanding(&self) -> bool {
-        self.queue.borrow().in_flight() > 0
+        self.in_flight() > 0
     }
 
     fn event(&self) -> Option<Arc<EventFd>> {
-        self.event.clone()
+        self.cold.event().filter(|_| self.cold.in_flight() > 0)
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.outstanding().then(|| self.next_look.get())
+        let hot = self.hot.as_ref().and_then(Lane::deadline);
+        hot.into_iter().chain(self.cold.deadline()).min()
     }
 }
 
 impl Channel {
-    fn complete(&self, completion: Completion) {
+    fn in_flight(&self) -> usize {
+        self.hot.as_ref().map_or(0, Lane::in_flight) + self.cold.in_flight()
+    }
+
+    /// The lane for a command with so many bytes of data. Hot if its end, or that of one of those
+    /// in flight before it, is likely to be seen by a reactor that still spins.
+    #[inline]
+    fn lane(&self, bytes: Option<usize>) -> &Lane {
+        let Some(hot) = &self.hot else { return &self.cold };
+        if bytes.is_none_or(|bytes| bytes > HOT_BYTES) {
+            return &self.cold;
+        }
+        let next = self.latency.get() / (self.in_flight() as u64 + 1);
+        if self.reactor.would_spin(Duration::from_nanos(next)) { hot } else { &self.cold }
+    }
+
+    fn complete(&self, now: Instant, completion: Completion) {
         let mut commands = self.commands.borrow_mut();
         let Ok(key) = usize::try_from(completion.token) else { return };
+        let small = completion.buffer.as_ref().is_some_and(|buffer| buffer.len() <= HOT_BYTES);
         match commands.get_mut(key) {
-            Some(command @ Command::InFlight(_)) => {
+            Some(command @ Command::InFlight { .. }) => {
                 let before = std::mem::replace(command, Command::Done(completion));
                 drop(commands);
-                if let Command::InFlight(Some(waker)) = before {
-                    waker.wake();
+                if let Command::InFlight { waker, since } = before {
+                    if small {
+                        self.learn(now.since(since));
+                    }
+                    if let Some(waker) = waker {
+                        waker.wake();
+                    }
                 }
             }
             Some(Command::Orphaned) => drop(commands.remove(key)),
@@ -106,23 +151,40 @@ impl Channel {
         }
     }
 
+    #[inline]
+    fn learn(&self, took: Duration) {
+        let (known, took) = (self.latency.get(), took.as_nanos() as u64);
+        let step = took.abs_diff(known) / LATENCY_SHARE;
+        self.latency.set(if took > known { known + step } else { known - step });
+    }
+
+    fn let_go(&self) {
+        let now = self.reactor.now();
+        let mut visitor = |completion| self.complete(now, completion);
+        if let Some(hot) = &self.hot {
+            hot.let_go(now, &mut visitor);
+        }
+        self.cold.let_go(now, &mut visitor);
+    }
+
     /// Submits once there is room, and waits for the end. `Err` with the buffer: not submitted.
     async fn run_once(
-        self: &Rc<Self>,
+        &self,
         mut buffer: Option<DmaBuffer>,
         submit: &impl Fn(&mut QueuePair, Option<DmaBuffer>, u64) -> Result<(), Rejected>,
     ) -> Result<Completion, Rejected> {
         loop {
-            let key = self.commands.borrow_mut().insert(Command::InFlight(None));
+            let lane = self.lane(buffer.as_ref().map(|buffer| buffer.len()));
+            let command = Command::InFlight { waker: None, since: self.cold.polled() };
+            let key = self.commands.borrow_mut().insert(command);
             let guard = InFlight { channel: self, key };
-            let submitted = submit(&mut self.queue.borrow_mut(), buffer.take(), key as u64);
-            let rejected = match submitted {
+            let rejected = match lane.submit(buffer.take(), key as u64, submit) {
                 Ok(()) => return Ok(guard.ended().await),
                 Err(rejected) => rejected,
             };
             guard.forget();
             match rejected.reason {
-                RejectReason::Full => self.room().await,
+                RejectReason::Full => lane.room().await,
                 RejectReason::Resetting => self.reactor.sleep(RESET_RETRY).await,
                 RejectReason::Gone | RejectReason::BadLength | RejectReason::Misaligned => {
                     return Err(rejected);
@@ -130,17 +192,6 @@ impl Channel {
             }
             buffer = rejected.buffer;
         }
-    }
-
-    fn room(&self) -> impl Future<Output = ()> {
-        let mut queued = false;
-        poll_fn(move |context| {
-            if std::mem::replace(&mut queued, true) {
-                return Poll::Ready(());
-            }
-            self.waiting.borrow_mut().push_back(context.waker().clone());
-            Poll::Pending
-        })
     }
 
     /// Runs a command to its end, trying again as long as that may help.
@@ -294,7 +345,7 @@ impl Channel {
 
     async fn deallocate(self: &Rc<Self>, start: Lba, blocks: BlockCount) -> Result<(), BlockError> {
         let range_blocks = u64::from(self.shared.max_discard_range_blocks);
-        let ranges_limit = self.queue.borrow().max_discard_ranges();
+        let ranges_limit = self.cold.max_discard_ranges();
         if ranges_limit == 0 || range_blocks == 0 {
             // The controller has no such command; nothing was promised.
             return Ok(());
@@ -376,13 +427,13 @@ impl InFlight<'_> {
             let guard = &self;
             let mut commands = guard.channel.commands.borrow_mut();
             match commands.get_mut(guard.key) {
-                Some(Command::InFlight(waker)) => {
+                Some(Command::InFlight { waker, .. }) => {
                     *waker = Some(context.waker().clone());
                     Poll::Pending
                 }
                 Some(Command::Done(_)) => match commands.remove(guard.key) {
                     Command::Done(completion) => Poll::Ready(completion),
-                    Command::InFlight(_) | Command::Orphaned => unreachable!("just seen done"),
+                    Command::InFlight { .. } | Command::Orphaned => unreachable!("just seen done"),
                 },
                 Some(Command::Orphaned) | None => unreachable!("orphaned only when dropped"),
             }
@@ -399,7 +450,7 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         let mut commands = self.channel.commands.borrow_mut();
         match commands.get_mut(self.key) {
-            Some(command @ Command::InFlight(_)) => *command = Command::Orphaned,
+            Some(command @ Command::InFlight { .. }) => *command = Command::Orphaned,
             Some(Command::Done(_)) => drop(commands.remove(self.key)),
             Some(Command::Orphaned) | None => {}
         }
@@ -411,29 +462,31 @@ impl NvmeChannel {
         shared: Arc<Shared>,
         reactor: &Rc<Reactor>,
         arena: &DmaArena,
-        queue: QueuePair,
-        event: Option<Arc<EventFd>>,
+        spare: Spare,
     ) -> Self {
         let channel = Rc::new(Channel {
-            shared,
+            shared: Arc::clone(&shared),
             reactor: Rc::clone(reactor),
             arena: arena.clone(),
-            queue: RefCell::new(queue),
-            event,
+            hot: spare.hot.map(|pair| Lane::new(*pair, None)),
+            cold: Lane::new(*spare.cold, spare.event),
             commands: RefCell::default(),
-            waiting: RefCell::default(),
-            next_look: Cell::default(),
+            latency: Cell::default(),
             counting: Counting::default(),
             flush: Rc::default(),
         });
-        let registration = Rc::new(reactor.register(Rc::clone(&channel) as Rc<dyn Poller>));
-        Self { channel, _registration: registration }
+        let handle = reactor.keep(Rc::new(ChannelHandle(Rc::downgrade(&channel))));
+        shared.add_channel(handle.clone());
+        let registration = reactor.register(Rc::clone(&channel) as Rc<dyn Poller>);
+        let reactor = Rc::clone(reactor);
+        let polling = Polling { reactor, handle, _registration: registration };
+        Self { channel, _polling: Rc::new(polling) }
     }
 
-    /// What the queue pair did.
+    /// What the queue pairs did: the polled one, if there is one, and the one with an interrupt.
     #[must_use]
-    pub fn queue_counters(&self) -> QueueCounters {
-        self.channel.queue.borrow().counters()
+    pub fn queue_counters(&self) -> (Option<QueueCounters>, QueueCounters) {
+        (self.channel.hot.as_ref().map(Lane::counters), self.channel.cold.counters())
     }
 }
 

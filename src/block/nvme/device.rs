@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
-use super::channel::NvmeChannel;
+use super::channel::{ChannelHandle, NvmeChannel};
 use crate::block::{BlockError, Discard, Geometry};
 use crate::hw::dma::{DmaArena, MAX_BUFFER};
 use crate::hw::event::EventFd;
@@ -17,7 +17,7 @@ use crate::nvme::{
     Controller, ControllerIdentity, Event, Namespace, NvmeError, QueuePair, QueueSettings, Request,
     Settings,
 };
-use crate::reactor::{Instant, Poller, Reactor, Registration};
+use crate::reactor::{Instant, Poller, Reactor, Registration, Remote};
 use crate::units::{BlockSize, ByteCount, NamespaceId};
 
 /// Why a namespace could not be opened.
@@ -49,7 +49,8 @@ pub enum OpenError {
 pub struct Wanted {
     /// The namespace.
     pub namespace: NamespaceId,
-    /// How many channels there will be: one queue pair each.
+    /// How many channels there will be: each has two queue pairs, or one where the controller has
+    /// too few.
     pub channels: u16,
 }
 
@@ -57,11 +58,17 @@ pub struct Wanted {
 #[derive(Clone)]
 pub struct NvmeDevice(Arc<Shared>);
 
-/// A queue pair without a channel, with its interrupt's event.
-type Spare = (Box<QueuePair>, Option<Arc<EventFd>>);
+/// Queue pairs that no channel has yet.
+pub(super) struct Spare {
+    pub(super) hot: Option<Box<QueuePair>>,
+    pub(super) cold: Box<QueuePair>,
+    /// What the cold one's interrupt signals.
+    pub(super) event: Option<Arc<EventFd>>,
+}
 
 /// What all channels of a namespace know.
 pub(super) struct Shared {
+    namespace: NamespaceId,
     pub(super) geometry: Geometry,
     /// The controller's largest transfer in bytes.
     pub(super) max_transfer: usize,
@@ -73,8 +80,10 @@ pub(super) struct Shared {
     unflushed: AtomicBool,
     /// Whether a reset came while there was such a write.
     lost: AtomicBool,
-    /// Queue pairs that no channel has yet, with their interrupts' events.
     spare: Mutex<Vec<Spare>>,
+    channels: Mutex<Vec<Remote<ChannelHandle>>>,
+    /// Why the device cannot be used any more.
+    failure: Mutex<Option<String>>,
 }
 
 impl Shared {
@@ -93,6 +102,26 @@ impl Shared {
         if self.lost.swap(false, Ordering::AcqRel) { Err(BlockError::CacheLost) } else { Ok(()) }
     }
 
+    pub(super) fn add_channel(&self, channel: Remote<ChannelHandle>) {
+        lock(&self.channels).push(channel);
+    }
+
+    fn fail(&self, reason: String) {
+        lock(&self.failure).get_or_insert(reason);
+    }
+
+    /// Ends what is in flight and lets go of the controller's registers, on every reactor.
+    fn let_go(&self) {
+        lock(&self.spare).clear();
+        for channel in lock(&self.channels).drain(..) {
+            // A reactor that has ended has no channels any more. An inbox that is full has the
+            // channel find out by itself, later: with its next command.
+            if !channel.post(|channel| channel.let_go()) {
+                tracing::debug!(?channel, "a reactor was not told that its controller is gone");
+            }
+        }
+    }
+
     fn reset(&self) {
         if self.geometry.volatile_cache && self.unflushed.load(Ordering::Acquire) {
             self.lost.store(true, Ordering::Release);
@@ -100,7 +129,18 @@ impl Shared {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is behind these locks is consistent between any two statements that can panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl NvmeDevice {
+    /// Why it cannot be used any more, if so.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        lock(&self.0.failure).clone()
+    }
+
     /// What the device is.
     #[must_use]
     pub fn geometry(&self) -> &Geometry {
@@ -116,9 +156,8 @@ impl NvmeDevice {
         reactor: &Rc<Reactor>,
         arena: &DmaArena,
     ) -> Result<NvmeChannel, BlockError> {
-        let spare = self.0.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let (queue, event) = spare.ok_or(BlockError::NoQueue)?;
-        Ok(NvmeChannel::new(Arc::clone(&self.0), reactor, arena, *queue, event))
+        let spare = lock(&self.0.spare).pop().ok_or(BlockError::NoQueue)?;
+        Ok(NvmeChannel::new(Arc::clone(&self.0), reactor, arena, spare))
     }
 }
 
@@ -179,14 +218,20 @@ impl Owner {
     fn note(&self, event: Event) {
         let controller = &*self.name;
         match &event {
-            Event::ResetStarted(cause) => {
-                tracing::warn!(controller, %cause, "controller is being reset");
-                if let Some(device) = &*self.device.borrow() {
+            Event::ResetStarted { cause, cache_written } => {
+                tracing::warn!(controller, %cause, cache_written, "controller is being reset");
+                if let Some(device) = self.device().filter(|_| !cache_written) {
                     device.reset();
                 }
             }
             Event::ResetDone => tracing::warn!(controller, "controller was reset"),
-            Event::Failed(error) => tracing::error!(controller, %error, "controller given up"),
+            Event::Failed(error) => {
+                tracing::error!(controller, %error, "controller given up");
+                if let Some(device) = self.device() {
+                    device.fail(error.to_string());
+                    device.let_go();
+                }
+            }
             Event::Health { critical_warning, percentage_used } => {
                 tracing::warn!(controller, critical_warning, percentage_used, "health warning");
             }
@@ -196,9 +241,20 @@ impl Owner {
             Event::NamespaceChanged(namespace) => {
                 let blocks = namespace.block_count.get();
                 tracing::warn!(controller, namespace = namespace.id.get(), blocks, "changed");
+                if let Some(device) = self.device().filter(|known| known.namespace == namespace.id)
+                    && let Some(reason) = unlike(&device.geometry, namespace)
+                {
+                    tracing::error!(controller, namespace = namespace.id.get(), reason);
+                    device.fail(reason);
+                }
             }
-            Event::NamespaceLost { id, .. } => {
-                tracing::error!(controller, namespace = id.get(), "namespace lost");
+            Event::NamespaceLost { id, error } => {
+                let reason =
+                    error.as_ref().map_or("it was deleted".to_owned(), ToString::to_string);
+                tracing::error!(controller, namespace = id.get(), reason, "namespace lost");
+                if let Some(device) = self.device().filter(|known| known.namespace == *id) {
+                    device.fail(format!("namespace {id} is lost: {reason}"));
+                }
             }
             Event::Notice(notice) => tracing::info!(controller, ?notice, "event"),
             Event::Ready { .. }
@@ -209,6 +265,10 @@ impl Owner {
         if let Some(events) = &mut *self.events.borrow_mut() {
             events.push_back(event);
         }
+    }
+
+    fn device(&self) -> Option<Arc<Shared>> {
+        self.device.borrow().clone()
     }
 
     /// The next event, while somebody listens.
@@ -240,7 +300,8 @@ impl NvmeController {
         transport: Arc<dyn Transport>,
         wanted: &Wanted,
     ) -> Result<(Self, NvmeDevice), OpenError> {
-        let settings = Settings { queue_pairs: wanted.channels, ..Settings::default() };
+        let queue_pairs = wanted.channels.saturating_mul(2);
+        let settings = Settings { queue_pairs, ..Settings::default() };
         let name = transport.name().to_owned();
         let owner = Rc::new(Owner {
             controller: RefCell::new(Controller::start(Arc::clone(&transport), arena, settings)?),
@@ -252,9 +313,14 @@ impl NvmeController {
         });
         let registration = reactor.register(Rc::clone(&owner) as Rc<dyn Poller>);
         let (identity, namespace) = ready(&owner, wanted.namespace).await?;
+        let both = identity.max_queue_pairs >= queue_pairs;
+        if !both {
+            let (granted, controller) = (identity.max_queue_pairs, &*owner.name);
+            tracing::info!(controller, granted, wanted = queue_pairs, "no queue pairs to poll");
+        }
         let mut spare = Vec::new();
         for channel in 0..wanted.channels {
-            spare.push(create_queue_pair(&owner, &transport, namespace.id, channel).await?);
+            spare.push(create_queue_pairs(&owner, &transport, namespace.id, channel, both).await?);
         }
         *owner.events.borrow_mut() = None;
         let device = shared(&namespace, &identity, spare);
@@ -318,11 +384,12 @@ async fn ready(
     }
 }
 
-async fn create_queue_pair(
+async fn create_queue_pairs(
     owner: &Owner,
     transport: &Arc<dyn Transport>,
     namespace: NamespaceId,
     channel: u16,
+    both: bool,
 ) -> Result<Spare, OpenError> {
     // Vector 0 is the admin queue's. With too few vectors a queue pair is polled only.
     let vector = Some(channel + 1).filter(|vector| *vector < transport.vectors());
@@ -333,18 +400,39 @@ async fn create_queue_pair(
         }
         None => None,
     };
+    let cold = create_queue_pair(owner, namespace, vector).await?;
+    let hot = match event.is_some() && both {
+        true => Some(create_queue_pair(owner, namespace, None).await?),
+        false => None,
+    };
+    Ok(Spare { hot, cold, event })
+}
+
+async fn create_queue_pair(
+    owner: &Owner,
+    namespace: NamespaceId,
+    vector: Option<u16>,
+) -> Result<Box<QueuePair>, OpenError> {
     let settings = QueueSettings { vector, ..QueueSettings::new(namespace) };
-    let tag = u64::from(channel);
-    owner.request(Request::CreateQueuePair { settings, tag })?;
+    // One is made at a time.
+    owner.request(Request::CreateQueuePair { settings, tag: 0 })?;
     loop {
         match owner.next_event().await {
-            Event::QueuePairCreated { tag: created, result } if created == tag => {
-                return Ok((result?, event));
-            }
+            Event::QueuePairCreated { result, .. } => return Ok(result?),
             Event::Failed(error) => return Err(error.into()),
             _ => {}
         }
     }
+}
+
+/// How a namespace differs from what it was, so that it can no longer be used. More blocks than
+/// before are no harm.
+fn unlike(geometry: &Geometry, namespace: &Namespace) -> Option<String> {
+    let (was, is) = (geometry.block_count.get(), namespace.block_count.get());
+    if namespace.block_size != geometry.block_size {
+        return Some("the namespace was formatted with another block size".to_owned());
+    }
+    (is < was).then(|| format!("the namespace shrank from {was} to {is} blocks"))
 }
 
 fn shared(namespace: &Namespace, identity: &ControllerIdentity, spare: Vec<Spare>) -> NvmeDevice {
@@ -362,6 +450,7 @@ fn shared(namespace: &Namespace, identity: &ControllerIdentity, spare: Vec<Spare
     };
     let max_transfer = usize::try_from(namespace.max_transfer.get()).unwrap_or(MAX_BUFFER);
     NvmeDevice(Arc::new(Shared {
+        namespace: namespace.id,
         geometry,
         max_transfer: max_transfer.min(MAX_BUFFER),
         retry_delays: identity.retry_delays,
@@ -371,5 +460,7 @@ fn shared(namespace: &Namespace, identity: &ControllerIdentity, spare: Vec<Spare
         unflushed: AtomicBool::new(false),
         lost: AtomicBool::new(false),
         spare: Mutex::new(spare),
+        channels: Mutex::default(),
+        failure: Mutex::default(),
     }))
 }

@@ -4,8 +4,9 @@
 # shellcheck disable=SC2034,SC2154,SC2164  # shares variables with ../run and ../lib.sh; runs under set -e
 
 part_about="NVMe drives through VFIO, in a QEMU guest with an IOMMU"
-part_packages=(qemu-system-x86 busybox-static cpio kmod xz-utils zstd python3-minimal jq)
-part_checks=(bind probe unplug)
+part_packages=(qemu-system-x86 busybox-static cpio kmod xz-utils zstd python3-minimal jq
+    fio e2fsprogs fuse3)
+part_checks=(bind probe unplug serve)
 
 guest=$checkout/tests/acceptance/guest
 guest_folder=$checkout/target/guest
@@ -33,6 +34,12 @@ guest_probe() {
     guest_boot --program "$probe" --file "$probe" "$@"
 }
 
+# guest_daemon OPTIONS... SCRIPT: with the daemon, and what its checks use.
+guest_daemon() {
+    guest_boot --program "$lvolfs" --program fio --program mke2fs --program e2fsck \
+        --program fusermount3 --program setpriv --program jq --file "$guest/serve.sh" "$@"
+}
+
 vfio_bind() {
     # Two functions of one slot without access control share an IOMMU group.
     guest_probe --drive 64M --qemu "-drive if=none,id=other,file=null-co://,format=raw \
@@ -53,4 +60,8 @@ vfio_unplug() {
     cat guest.log
     ((status == 0)) || fail "the guest's script ended with $status"
     grep 'the kernel wants the device back' guest.log
+}
+
+vfio_serve() {
+    guest_daemon --drive 256M "$guest/checks/serve"
 }

@@ -8,6 +8,7 @@ mod arguments;
 mod ask;
 mod generate;
 mod logging;
+mod scrub;
 mod table;
 
 use std::io::{self, Write as _};

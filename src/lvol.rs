@@ -24,6 +24,7 @@ mod metadata_io;
 mod operations;
 mod reclaim;
 mod recover;
+mod scrub;
 mod store;
 mod tracker;
 pub mod validate;
@@ -35,6 +36,7 @@ pub use error::{Damage, Error, IoFailure, ReadOnlyReason, Resource, VolumeTransf
 pub use io::{StoreIo, VolumeIo};
 pub use operations::NewVolume;
 pub use recover::Recovery;
+pub use scrub::{DEFAULT_RATE, FINDINGS_LIMIT, LOWEST_RATE, ScrubReport, ScrubState};
 pub use store::{Quarantined, Store, StoreCounters, StoreInfo, StoreState};
 pub use volume::VolumeInfo;
 pub use volume_map::{Place, VOLUME_CLUSTERS_LIMIT, VolumeMap};

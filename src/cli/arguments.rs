@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
+use super::scrub::ScrubPool;
 use crate::config::{VolumeName, check_name};
 use crate::units::ByteCount;
 
@@ -92,6 +93,8 @@ pub enum PoolVerb {
         #[arg(value_parser = pool_name)]
         pool: String,
     },
+    /// Read all metadata and all data of a pool in the background, to find what cannot be read
+    Scrub(ScrubPool),
 }
 
 /// What to do with volumes.
@@ -154,7 +157,7 @@ pub struct CreateVolume {
     pub thick: bool,
 }
 
-fn pool_name(text: &str) -> Result<String, crate::config::NameError> {
+pub(super) fn pool_name(text: &str) -> Result<String, crate::config::NameError> {
     check_name(text).map(|()| text.to_owned())
 }
 

@@ -47,6 +47,11 @@ pub(super) fn parameters(text: Option<String>) -> anyhow::Result<Value> {
 }
 
 impl Daemon {
+    /// The connection, for the verbs that have files of their own.
+    pub(super) fn client(&mut self) -> &mut Client {
+        &mut self.0
+    }
+
     pub(super) fn rpc(&mut self, method: &str, parameters: &Value) -> anyhow::Result<String> {
         let result: Value = self.0.call(method, parameters)?;
         Ok(pretty(&result))
@@ -85,11 +90,14 @@ impl Daemon {
     }
 
     pub(super) fn pool(&mut self, verb: PoolVerb, json: bool) -> anyhow::Result<String> {
-        let status = self.ask_status()?;
         match verb {
-            PoolVerb::List if json => Ok(pretty(&status.pools)),
-            PoolVerb::List => Ok(pools(&status.pools).to_string()),
+            PoolVerb::List => {
+                let status = self.ask_status()?;
+                Ok(if json { pretty(&status.pools) } else { pools(&status.pools).to_string() })
+            }
+            PoolVerb::Scrub(scrub) => self.scrub(scrub, json),
             PoolVerb::Show { pool } => {
+                let status = self.ask_status()?;
                 let found = find_pool(&status, &pool)?;
                 if json {
                     return Ok(pretty(found));
@@ -191,7 +199,7 @@ impl Daemon {
     }
 }
 
-fn done(json: bool, text: &str) -> String {
+pub(super) fn done(json: bool, text: &str) -> String {
     if json { "true\n".to_owned() } else { format!("{text}\n") }
 }
 

@@ -11,8 +11,8 @@ use super::error::RpcError;
 use super::status::Status;
 use super::types::{
     Bdev, CreateLvol, GetBdevs, GetIostat, GetLvols, GetMethods, Iostat, KillInstance, Lvol,
-    Lvstore, NoParameters, RenameLvol, ResizeLvol, SelectLvol, SelectLvstore, Version,
-    VersionFields,
+    Lvstore, NoParameters, RenameLvol, ResizeLvol, ScrubStatus, SelectLvol, SelectLvstore,
+    StartScrub, Version, VersionFields,
 };
 
 macro_rules! methods {
@@ -98,6 +98,16 @@ methods! {
         bdev_lvol_delete(SelectLvol) -> bool;
         /// Volumes.
         bdev_lvol_get_lvols(GetLvols) -> Vec<Lvol>;
+    }
+
+    /// Scrubs of pools.
+    scrub: ScrubMethods {
+        /// Begins to read all of a pool in the background; true.
+        lvolfs_pool_scrub_start(StartScrub) -> bool;
+        /// Stops it; true.
+        lvolfs_pool_scrub_stop(SelectLvstore) -> bool;
+        /// How far it is, or what the last one found.
+        lvolfs_pool_scrub_status(SelectLvstore) -> ScrubStatus;
     }
 
     /// The process.

@@ -7,11 +7,13 @@
 
 mod bdev;
 mod lvol;
+mod scrub;
 
 use serde::{Deserialize, Serialize};
 
 pub use bdev::*;
 pub use lvol::*;
+pub use scrub::*;
 
 /// The parameters of a method that has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 mod bdev;
 mod lvol;
 mod process;
+mod scrub;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ use super::reactors::ReactorThread;
 use super::site::Site;
 use crate::control::status::Counters;
 use crate::control::types::PoolSelector;
-use crate::control::{BdevMethods, LvolMethods, ProcessMethods, RpcError, Service};
+use crate::control::{BdevMethods, LvolMethods, ProcessMethods, RpcError, ScrubMethods, Service};
 use crate::fuse::errno::Errno;
 use crate::lvol::{Quarantined, StoreCounters, StoreInfo, VolumeInfo};
 use crate::reactor::Remote;
@@ -165,6 +166,10 @@ impl Service for DaemonService {
     }
 
     fn lvol(&self) -> Option<&dyn LvolMethods> {
+        Some(self)
+    }
+
+    fn scrub(&self) -> Option<&dyn ScrubMethods> {
         Some(self)
     }
 

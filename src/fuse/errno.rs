@@ -67,7 +67,7 @@ impl From<lvol::Error> for Errno {
             lvol::Error::NoAttribute => Self::ENODATA,
             lvol::Error::NoSpace { .. } => Self::ENOSPC,
             lvol::Error::ReadOnly { .. } => Self::EROFS,
-            lvol::Error::HasClones { .. } => Self::EBUSY,
+            lvol::Error::HasClones { .. } | lvol::Error::Busy { .. } => Self::EBUSY,
             lvol::Error::InvalidName(error) => error.into(),
             lvol::Error::InvalidAttribute(error) => error.into(),
             lvol::Error::ReservedAttribute => Self::EPERM,

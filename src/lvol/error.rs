@@ -48,6 +48,12 @@ pub enum Error {
     /// The pool was closed.
     #[error("the pool is closed")]
     Closed,
+    /// One of its kind is enough at a time.
+    #[error("{with} is under way already")]
+    Busy {
+        /// What.
+        with: &'static str,
+    },
     /// Other volumes depend on this one.
     #[error("the volume has {clones} clones; the first is blob {:#x}", .first.0)]
     HasClones {

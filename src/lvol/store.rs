@@ -29,6 +29,7 @@ use super::format::{Layout, SuperBlock, VolumeName};
 use super::metadata_io::MetadataIo;
 use super::reclaim::Reclaims;
 use super::recover::{Recovered, Recovery};
+use super::scrub::Scrubs;
 use super::tracker::Tracker;
 use super::volume::{Volume, VolumeInfo};
 use super::volume_map::{CLOSED, Fate, POISONED, VolumeMap};
@@ -45,6 +46,7 @@ pub struct Store<D> {
     pub(super) operations: async_lock::Mutex<()>,
     pub(super) commits: Commits,
     pub(super) reclaims: Reclaims,
+    pub(super) scrubs: Scrubs,
     /// I/O that the owner does for others.
     pub(super) tracker: Rc<Tracker>,
     counters: Cell<StoreCounters>,
@@ -192,6 +194,7 @@ impl<D: BlockDevice> Store<D> {
             operations: async_lock::Mutex::new(()),
             commits: Commits::default(),
             reclaims: Reclaims::default(),
+            scrubs: Scrubs::default(),
             tracker,
             counters: Cell::default(),
             remote: RefCell::default(),

@@ -5,3 +5,4 @@ mod golden_images;
 mod model;
 mod operations;
 mod power_cut;
+mod scrub;

@@ -6,10 +6,10 @@ use lvolfs::block::{BlockDevice, Durability};
 use lvolfs::hw::dma::{DmaArena, DmaBuffer};
 use lvolfs::lvol::format::LayoutOptions;
 use lvolfs::lvol::validate::{Report, validate};
-use lvolfs::lvol::{Error, FormatOptions, NewVolume, Store, StoreIo, VolumeIo};
+use lvolfs::lvol::{Error, FormatOptions, NewVolume, Place, Store, StoreIo, VolumeIo};
 use lvolfs::reactor::{Reactor, ReactorOptions};
 use lvolfs::sim::{SimDisk, SimOptions};
-use lvolfs::units::{BlobId, BlockSize, ByteCount, ByteOffset};
+use lvolfs::units::{BlobId, BlockSize, ByteCount, ByteOffset, VolumeCluster};
 
 /// The cluster size of most tests.
 pub(crate) const CLUSTER: u64 = 64 << 10;
@@ -92,6 +92,14 @@ impl<D: BlockDevice> Pool<D> {
 
     pub(crate) fn id(&self, name: &str) -> BlobId {
         self.store.find(name).unwrap_or_else(|| panic!("no volume {name}")).id
+    }
+
+    /// The device's first block of a volume's first cluster, which must be its own.
+    pub(crate) fn place_of_first_cluster(&self, volume: &VolumeIo<D>) -> u64 {
+        match volume.map().get(VolumeCluster(0)) {
+            Place::Own(cluster) => u64::from(cluster.0) * CLUSTER / BLOCK as u64,
+            other => panic!("it is {other:?}"),
+        }
     }
 
     pub(crate) async fn volume(&self, name: &str) -> VolumeIo<D> {

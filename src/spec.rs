@@ -11,6 +11,7 @@
 
 pub mod command;
 pub mod completion;
+pub mod fabrics;
 pub mod identify;
 pub mod log;
 pub mod register;

@@ -122,6 +122,22 @@ codes! {
     ABORTED_BY_HOST = 0x371, "Command Aborted By Host";
 }
 
+/// Codes of Fabrics commands, which share their numbers with codes of I/O commands.
+impl StatusCode {
+    /// "Connect Incompatible Format"
+    pub const CONNECT_INCOMPATIBLE_FORMAT: Self = Self(0x180);
+    /// "Connect Controller Busy"
+    pub const CONNECT_CONTROLLER_BUSY: Self = Self(0x181);
+    /// "Connect Invalid Parameters"
+    pub const CONNECT_INVALID_PARAMETERS: Self = Self(0x182);
+    /// "Connect Restart Discovery"
+    pub const CONNECT_RESTART_DISCOVERY: Self = Self(0x183);
+    /// "Connect Invalid Host"
+    pub const CONNECT_INVALID_HOST: Self = Self(0x184);
+    /// "Discover Restart"
+    pub const DISCOVER_RESTART: Self = Self(0x190);
+}
+
 impl StatusCode {
     /// SCT.
     #[must_use]

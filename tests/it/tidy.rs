@@ -9,10 +9,14 @@ use std::path::{Path, PathBuf};
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("cli", &["daemon", "config", "control", "lvol", "block", "hw"]),
-    ("daemon", &["config", "control", "fuse", "volume", "lvol", "block", "nvme", "hw", "emulated"]),
+    (
+        "daemon",
+        &["config", "control", "fuse", "nvmf", "volume", "lvol", "block", "nvme", "hw", "emulated"],
+    ),
     ("config", &[]),
     ("control", &[]),
     ("fuse", &["volume", "lvol", "block", "hw"]),
+    ("nvmf", &["volume", "reservation", "lvol", "block", "hw"]),
     ("volume", &["reservation", "lvol", "block", "hw"]),
     ("reservation", &["hw"]),
     ("lvol", &["block", "hw"]),

@@ -31,6 +31,9 @@ use crate::units::{BlockSize, ByteCount, NamespaceId};
 pub const FILE_BYTES_LIMIT: u64 = 1 << 20;
 /// The most reactors that a configuration may ask for.
 pub const REACTORS_LIMIT: usize = 64;
+/// The most reactors that there are without being asked for: each takes a queue pair of each
+/// device, and drives have few.
+pub const DEFAULT_REACTORS_LIMIT: usize = 16;
 /// Where the control socket is unless the file or the command line says otherwise.
 pub const DEFAULT_SOCKET: &str = "var/lvolfs.sock";
 /// The longest path of a control socket: what the system takes, less what is needed to put it in
@@ -77,6 +80,21 @@ pub struct Mount {
     pub group: Option<u32>,
     /// Permission bits of the volumes' files, at most `0o777`.
     pub mode: u32,
+    /// How requests come from the kernel.
+    pub transport: Transport,
+}
+
+/// How the mount's requests come from the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// By FUSE over io_uring where the kernel offers it, else by `/dev/fuse`.
+    #[default]
+    Auto,
+    /// By FUSE over io_uring, or not at all.
+    IoUring,
+    /// By `/dev/fuse`.
+    DevFuse,
 }
 
 /// `[control]`
@@ -206,8 +224,11 @@ pub struct Reactor {
 }
 
 /// The reactors' threads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Cores {
+    /// One for each CPU that the process may use, up to [`DEFAULT_REACTORS_LIMIT`].
+    #[default]
+    All,
     /// So many, wherever the system runs them; from 1 to [`REACTORS_LIMIT`].
     Count(usize),
     /// One on each of these CPUs, each named once; from 1 to [`REACTORS_LIMIT`] of them.
@@ -215,12 +236,13 @@ pub enum Cores {
 }
 
 impl Cores {
-    /// How many reactors that is.
+    /// How many reactors that is, if the configuration alone tells it.
     #[must_use]
-    pub fn count(&self) -> usize {
+    pub fn count(&self) -> Option<usize> {
         match self {
-            Self::Count(count) => *count,
-            Self::Cpus(cpus) => cpus.len(),
+            Self::All => None,
+            Self::Count(count) => Some(*count),
+            Self::Cpus(cpus) => Some(cpus.len()),
         }
     }
 }

@@ -9,6 +9,7 @@
 mod devices;
 mod doors;
 mod facts;
+mod files;
 mod pools;
 mod reactors;
 mod service;
@@ -19,11 +20,12 @@ use anyhow::Context;
 
 use crate::config::{Config, Cores};
 use crate::hw::dma::DmaArena;
+use crate::units::ByteCount;
 use crate::volume::Directory;
 use devices::Devices;
 use doors::Doors;
 use pools::Pools;
-use reactors::ReactorThread;
+use reactors::{ReactorThread, Seat};
 use signals::Signals;
 use site::Site;
 
@@ -35,7 +37,8 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
     let signals = Signals::install().context("cannot listen for signals")?;
     // Before anything is touched: what is likely to be wrong with a first configuration.
     Doors::check(config)?;
-    let arena = DmaArena::new(config.reactor.dma_memory, config.reactor.huge_pages)
+    let memory = ByteCount(config.reactor.dma_memory.get() + files::queue_memory(config).get());
+    let arena = DmaArena::new(memory, config.reactor.huge_pages)
         .context("cannot get DMA memory; lower reactor.dma_memory")?;
     let sites = start_reactors(config, &arena)?;
     let devices = Devices::open(config, &arena, &sites)?;
@@ -78,12 +81,13 @@ fn serve_doors(
 }
 
 fn start_reactors(config: &Config, arena: &DmaArena) -> anyhow::Result<Vec<ReactorThread<Site>>> {
-    let cpus = match &config.reactor.cores {
-        Cores::Count(count) => vec![None; *count],
-        Cores::Cpus(cpus) => cpus.iter().copied().map(Some).collect(),
+    let seats = match &config.reactor.cores {
+        Cores::All => reactors::on_every_cpu(),
+        Cores::Count(count) => vec![Seat::Anywhere; *count],
+        Cores::Cpus(cpus) => cpus.iter().copied().map(Seat::Bound).collect(),
     };
     let (arena, directory) = (arena.clone(), Directory::default());
-    reactors::start(&cpus, config.reactor.wait, move |reactor| {
+    reactors::start(&seats, config.reactor.wait, move |reactor| {
         Site::new(reactor, &arena, &directory)
     })
 }

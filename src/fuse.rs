@@ -1,6 +1,6 @@
 //! Volumes as files: the FUSE front end.
 //!
-//! A request comes by a transport ([`device`]), is parsed ([`request`]), done ([`operations`]) and
+//! A request comes by a transport ([`device`], [`uring`]), is parsed ([`request`]), done ([`operations`]) and
 //! answered ([`reply`]). The tree of the mount is in [`tree`], mounting in [`mount`].
 //!
 //! Invariants:
@@ -16,4 +16,5 @@ pub mod operations;
 pub mod reply;
 pub mod request;
 mod tree;
+pub mod uring;
 mod xattr;

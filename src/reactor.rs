@@ -14,6 +14,7 @@
 
 pub mod clock;
 mod inbox;
+pub mod placement;
 pub mod policy;
 mod remote;
 mod ring;
@@ -24,6 +25,6 @@ pub use clock::{Clock, Instant, VirtualClock};
 pub use inbox::{InboxFull, Mail, ReactorHandle};
 pub use policy::Wait;
 pub use remote::{Gone, Remote};
-pub use ring::{Readiness, Ring};
+pub use ring::{AtKernel, ENTRIES_LIMIT, HEADER, QueueEntry, Readiness, Ring};
 pub use timers::Sleep;
 pub use turn::{Poller, Reactor, ReactorOptions, ReactorStatistics, Registration};

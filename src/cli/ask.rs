@@ -68,9 +68,10 @@ impl Daemon {
             status.pid,
             duration(status.uptime_seconds)
         );
-        let mut mounts = Table::new(&["MOUNT", "TRANSPORT"]);
+        let mut mounts = Table::new(&["MOUNT", "TRANSPORT", "NOTE"]);
         for mount in &status.mounts {
-            mounts.row([mount.path.display().to_string(), mount.transport.clone()]);
+            let note = mount.transport_note.clone().unwrap_or_default();
+            mounts.row([mount.path.display().to_string(), mount.transport.clone(), note]);
         }
         let tables = [
             mounts,

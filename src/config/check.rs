@@ -159,6 +159,7 @@ impl Checker<'_> {
             owner: raw.owner,
             group: raw.group,
             mode,
+            transport: raw.transport,
         })
     }
 
@@ -482,7 +483,7 @@ impl Checker<'_> {
             self.refuse(key.span(), "reactor.dma_memory", "it is from \"4MiB\" to \"64GiB\"");
         }
         Reactor {
-            cores: self.cores(raw.cores).unwrap_or(Cores::Count(1)),
+            cores: self.cores(raw.cores).unwrap_or_default(),
             wait: match raw.wait {
                 Some(RawWait::Busy) => Wait::Busy,
                 Some(RawWait::Sleep) => Wait::Sleep,
@@ -496,6 +497,7 @@ impl Checker<'_> {
     fn cores(&mut self, key: Key<RawCores>) -> Option<Cores> {
         let key = key?;
         let cores = match key.get_ref() {
+            RawCores::Word(word) => (word == "all").then_some(Cores::All),
             RawCores::Count(count) => usize::try_from(*count).ok().map(Cores::Count),
             RawCores::Cpus(cpus) => {
                 let cpu = |&cpu: &i64| usize::try_from(cpu).ok().filter(|_| cpu < CPUS_LIMIT);
@@ -504,11 +506,13 @@ impl Checker<'_> {
                 known.filter(|_| distinct).map(Cores::Cpus)
             }
         };
-        let cores = cores.filter(|cores| (1..=REACTORS_LIMIT).contains(&cores.count()));
+        let cores = cores.filter(|cores| {
+            cores.count().is_none_or(|count| (1..=REACTORS_LIMIT).contains(&count))
+        });
         if cores.is_none() {
             let rule = format!(
-                "it is a number from 1 to {REACTORS_LIMIT}, or a list of different CPUs, \
-                 such as [2, 3]"
+                "it is \"all\", a number from 1 to {REACTORS_LIMIT}, or a list of different \
+                 CPUs, such as [2, 3]"
             );
             self.refuse(key.span(), "reactor.cores", rule);
         }

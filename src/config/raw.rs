@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use toml::Spanned;
 
-use super::{LogFormat, LogLevel, REACTORS_LIMIT};
+use super::{LogFormat, LogLevel, REACTORS_LIMIT, Transport};
 use crate::units::ByteCount;
 
 /// A key that may be absent, with its place.
@@ -33,6 +33,7 @@ pub(super) struct RawMount {
     pub(super) owner: Option<u32>,
     pub(super) group: Option<u32>,
     pub(super) mode: Key<u32>,
+    pub(super) transport: Transport,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -173,9 +174,10 @@ impl<'de> Deserialize<'de> for Interval {
     }
 }
 
-/// A number of reactors, or the CPUs they are to run on.
+/// A number of reactors, the CPUs they are to run on, or a word for them.
 #[derive(Clone, Debug)]
 pub(super) enum RawCores {
+    Word(String),
     Count(i64),
     Cpus(Vec<i64>),
 }
@@ -187,7 +189,11 @@ impl<'de> Deserialize<'de> for RawCores {
             type Value = RawCores;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number of reactors, or a list of CPUs such as [2, 3]")
+                f.write_str("\"all\", a number of reactors, or a list of CPUs such as [2, 3]")
+            }
+
+            fn visit_str<E: Error>(self, word: &str) -> Result<RawCores, E> {
+                Ok(RawCores::Word(word.to_owned()))
             }
 
             fn visit_i64<E: Error>(self, count: i64) -> Result<RawCores, E> {

@@ -46,8 +46,11 @@ pub struct ReactorStatus {
 pub struct MountStatus {
     /// Where.
     pub path: PathBuf,
-    /// How requests come from the kernel.
+    /// How requests come from the kernel: `io_uring` or `/dev/fuse`.
     pub transport: String,
+    /// If not by the faster way: why, and what to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport_note: Option<String>,
     /// Of the requests.
     pub counters: Counters,
 }

@@ -8,25 +8,48 @@ use std::time::Instant;
 use anyhow::{Context, anyhow};
 use futures_channel::oneshot;
 
-use crate::hw::thread::{pin_to_cpu, precise_timers, usable_cpus};
+use crate::config::DEFAULT_REACTORS_LIMIT;
+use crate::hw::thread::{allowed_cpus, pin_to_cpu, precise_timers, usable_cpus};
 use crate::reactor::policy::{SpinPermits, measure_wake_cost};
 use crate::reactor::{Clock, Reactor, ReactorOptions, Remote, Wait};
 
 /// One reactor thread, with the object `T` that the daemon keeps on it.
 pub(super) struct ReactorThread<T> {
-    cpu: Option<usize>,
+    seat: Seat,
     object: Remote<T>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Starts one reactor for each entry of `cpus` (`None` leaves the thread to the scheduler), and
-/// on each makes the object that the daemon keeps there.
+/// Where a reactor runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seat {
+    /// Wherever the system runs it.
+    Anywhere,
+    /// On one CPU, as the configuration says.
+    Bound(usize),
+    /// It belongs to a CPU, and is free to leave it when that pays.
+    Home(usize),
+}
+
+/// One reactor for each CPU that the process may use, up to a limit. Where it may use less time
+/// than its CPUs have, or where there are more CPUs, none belongs to a certain one.
+pub(super) fn on_every_cpu() -> Vec<Seat> {
+    let (cpus, usable) = (allowed_cpus(), usable_cpus());
+    if cpus.len() == usable && usable <= DEFAULT_REACTORS_LIMIT {
+        cpus.into_iter().map(Seat::Home).collect()
+    } else {
+        vec![Seat::Anywhere; usable.clamp(1, DEFAULT_REACTORS_LIMIT)]
+    }
+}
+
+/// Starts one reactor for each of `seats`, and on each makes the object that the daemon keeps
+/// there.
 ///
 /// # Errors
 /// If the system gives no thread, no io_uring, or not the CPU.
 pub(super) fn start<T: 'static>(
-    cpus: &[Option<usize>],
+    seats: &[Seat],
     wait: Wait,
     make: impl Fn(&Rc<Reactor>) -> T + Clone + Send + 'static,
 ) -> anyhow::Result<Vec<ReactorThread<T>>> {
@@ -34,20 +57,20 @@ pub(super) fn start<T: 'static>(
     tracing::debug!(?wake_cost, "measured");
     let permits = SpinPermits::with_wake_cost(usable_cpus(), wake_cost);
     let started = Instant::now();
-    let one = |(index, cpu): (usize, &Option<usize>)| {
-        let (permits, make, cpu) = (permits.clone(), make.clone(), *cpu);
-        spawn(cpu, make, move || ReactorOptions {
+    let one = |(index, seat): (usize, &Seat)| {
+        let (permits, make, seat) = (permits.clone(), make.clone(), *seat);
+        spawn(seat, make, move || ReactorOptions {
             index,
             wait,
             permits,
             clock: Clock::Real(started),
         })
     };
-    cpus.iter().enumerate().map(one).collect()
+    seats.iter().enumerate().map(one).collect()
 }
 
 fn spawn<T: 'static>(
-    cpu: Option<usize>,
+    seat: Seat,
     make: impl FnOnce(&Rc<Reactor>) -> T + Send + 'static,
     options: impl FnOnce() -> ReactorOptions + Send + 'static,
 ) -> anyhow::Result<ReactorThread<T>> {
@@ -55,7 +78,7 @@ fn spawn<T: 'static>(
     let (tell, told) = crossbeam_channel::bounded(1);
     let run = move || {
         let reactor = (|| {
-            if let Some(cpu) = cpu {
+            if let Seat::Bound(cpu) = seat {
                 pin_to_cpu(cpu).with_context(|| format!("cannot run on CPU {cpu}"))?;
             }
             precise_timers();
@@ -77,13 +100,21 @@ fn spawn<T: 'static>(
         .spawn(run)
         .context("cannot start a reactor's thread")?;
     let object = told.recv().map_err(|_| anyhow!("a reactor's thread ended at its start"))??;
-    Ok(ReactorThread { cpu, object, stop: Some(stop), thread: Some(thread) })
+    Ok(ReactorThread { seat, object, stop: Some(stop), thread: Some(thread) })
 }
 
 impl<T: 'static> ReactorThread<T> {
-    /// The CPU that it is bound to.
+    /// Where it runs.
+    pub(super) fn seat(&self) -> Seat {
+        self.seat
+    }
+
+    /// The CPU that it belongs to.
     pub(super) fn cpu(&self) -> Option<usize> {
-        self.cpu
+        match self.seat {
+            Seat::Anywhere => None,
+            Seat::Bound(cpu) | Seat::Home(cpu) => Some(cpu),
+        }
     }
 
     /// The object on this reactor.

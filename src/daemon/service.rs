@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::devices::Devices;
 use super::facts::{DeviceFacts, SiteFacts};
+use super::files::TransportInUse;
 use super::pools::Pools;
 use super::reactors::ReactorThread;
 use super::site::Site;
@@ -37,6 +38,7 @@ pub(super) struct DaemonService {
     /// The device of each pool, by the pool's name.
     pool_devices: BTreeMap<String, String>,
     mount: PathBuf,
+    transport: TransportInUse,
     started: Instant,
 }
 
@@ -56,6 +58,7 @@ impl DaemonService {
         devices: &Devices,
         pools: &Pools,
         mount: PathBuf,
+        transport: TransportInUse,
     ) -> anyhow::Result<Self> {
         let directory = sites[0].run(|site| async move { site.catalog.directory().clone() })?;
         Ok(Self {
@@ -65,6 +68,7 @@ impl DaemonService {
             devices: devices.list().iter().map(DeviceFacts::new).collect(),
             pool_devices: pools.devices(),
             mount,
+            transport,
             started: super::now(),
         })
     }

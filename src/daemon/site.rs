@@ -33,9 +33,17 @@ pub(super) struct Site {
 /// Serving files on one reactor.
 pub(super) struct FileService {
     pub(super) operations: Rc<Operations>,
+    /// Each way that requests come.
+    pub(super) ways: Vec<Way>,
+}
+
+/// Serving what comes by one transport.
+pub(super) struct Way {
     /// Asks for the end.
     pub(super) stop: oneshot::Sender<()>,
     /// Comes when every request was answered.
+    pub(super) drained: oneshot::Receiver<()>,
+    /// Comes when the kernel asks for nothing more.
     pub(super) ended: oneshot::Receiver<()>,
 }
 

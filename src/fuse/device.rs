@@ -63,6 +63,14 @@ impl Connection {
         Ok(Self { file, descriptor })
     }
 
+    /// The file itself, as queues of the io_uring transport are registered on it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn file(&self) -> io::Result<Arc<File>> {
+        Ok(Arc::new(self.file.try_clone()?))
+    }
+
     fn receive(&self, headers: &mut [u8; HEADERS], data: &mut [u8]) -> io::Result<usize> {
         (&self.file).read_vectored(&mut [IoSliceMut::new(headers), IoSliceMut::new(data)])
     }
@@ -86,19 +94,30 @@ impl Connection {
 
 /// Requests under way on one reactor.
 #[derive(Default)]
-struct UnderWay {
+pub(super) struct UnderWay {
     count: Cell<usize>,
     waker: RefCell<Option<Waker>>,
+    closed: Cell<bool>,
 }
 
 impl UnderWay {
-    fn begin(self: &Rc<Self>) -> Begun {
+    /// Nothing is to begin any more.
+    pub(super) fn close(&self) {
+        self.closed.set(true);
+    }
+
+    /// Whether nothing is to begin any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    pub(super) fn begin(self: &Rc<Self>) -> Begun {
         self.count.set(self.count.get() + 1);
         Begun(Rc::clone(self))
     }
 
     /// Waits until at most `limit` requests are under way.
-    fn at_most(&self, limit: usize) -> impl Future<Output = ()> {
+    pub(super) fn at_most(&self, limit: usize) -> impl Future<Output = ()> {
         poll_fn(move |context| {
             if self.count.get() <= limit {
                 return Poll::Ready(());
@@ -110,7 +129,7 @@ impl UnderWay {
 }
 
 /// A request under way; ends when dropped.
-struct Begun(Rc<UnderWay>);
+pub(super) struct Begun(Rc<UnderWay>);
 
 impl Drop for Begun {
     fn drop(&mut self) {

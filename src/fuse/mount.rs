@@ -1,15 +1,16 @@
 //! Mounting and unmounting: what is checked first, what is agreed with the kernel, what is left.
 //!
 //! fuser mounts (by `mount(2)`, or by `fusermount3` for a user without the right to), answers
-//! the handshake and unmounts. It serves no requests: those are read from clones of its
-//! descriptor, see [`super::device`].
+//! the handshake and unmounts. It serves no requests: those come by clones of its descriptor, see
+//! [`super::device`] and [`super::uring`].
 
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use fuser::{InitFlags, KernelConfig, MountOption, SessionACL};
@@ -22,6 +23,8 @@ pub const FILE_SYSTEM: &str = "lvolfs";
 /// Asynchronous requests that the kernel sends before it waits for answers: with fewer, deep
 /// queues of two writers halve their rate.
 const BACKGROUND_LIMIT: u16 = 512;
+/// Most that the kernel reads ahead.
+const READ_AHEAD_LIMIT: u32 = 128 << 10;
 /// How long a mount that is in our place may take to show whether somebody serves it.
 const ALIVE_WAIT: Duration = Duration::from_secs(5);
 
@@ -32,6 +35,20 @@ pub struct MountOptions {
     pub path: PathBuf,
     /// Who may use the mount.
     pub access: Access,
+    /// How requests are to come.
+    pub transport: Transport,
+}
+
+/// How requests come from the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// By queues of io_uring, if the kernel offers them, else by `/dev/fuse`.
+    #[default]
+    Auto,
+    /// By queues of io_uring; no mount without them.
+    IoUring,
+    /// By reading `/dev/fuse`.
+    DevFuse,
 }
 
 /// Who may use a mount. Permission bits are checked by the kernel in any case.
@@ -81,6 +98,14 @@ pub enum MountError {
         /// What is mounted there.
         source_name: String,
     },
+    /// FUSE over io_uring was asked for, and nothing else.
+    #[error(
+        "FUSE over io_uring is not available: {reason}; mount.transport = \"auto\" does without"
+    )]
+    NoIoUring {
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The system refused.
     #[error("cannot {action} {}: {error}", .path.display())]
     System {
@@ -98,15 +123,15 @@ pub enum MountError {
 pub enum Unmounted {
     /// Nobody used it any more.
     Clean,
-    /// It was in use: it is out of the tree, and its users get errors once the connections are
-    /// closed.
-    Detached,
+    /// It is in use, and still there.
+    InUse,
 }
 
 /// A mount that is there. Dropping it unmounts.
 pub struct Mount {
     path: PathBuf,
     session: fuser::Session<Handshake>,
+    io_uring: Result<(), String>,
 }
 
 impl Mount {
@@ -129,10 +154,30 @@ impl Mount {
             Access::Owner => SessionACL::Owner,
             Access::Everybody => SessionACL::All,
         };
-        let session = fuser::Session::new(Handshake, &path, &config).map_err(|error| {
+        let agreed = Arc::new(AtomicBool::new(false));
+        let wanted = options.transport != Transport::DevFuse;
+        let handshake = Handshake { wanted, agreed: Arc::clone(&agreed) };
+        let session = fuser::Session::new(handshake, &path, &config).map_err(|error| {
             MountError::System { action: "mount on", path: path.clone(), error }
         })?;
-        Ok(Self { path, session })
+        let io_uring = match (wanted, agreed.load(Ordering::Relaxed)) {
+            (_, true) => Ok(()),
+            (true, false) => Err(why_no_io_uring()),
+            (false, false) => Err("the configuration says mount.transport = \"dev_fuse\"".into()),
+        };
+        match (options.transport, io_uring) {
+            (Transport::IoUring, Err(reason)) => Err(MountError::NoIoUring { reason }),
+            (_, io_uring) => Ok(Self { path, session, io_uring }),
+        }
+    }
+
+    /// Whether requests are to come by io_uring. Then the kernel holds them back until all queues
+    /// are registered or refused: see [`super::uring`].
+    ///
+    /// # Errors
+    /// Why they come by `/dev/fuse`, and what to do about it.
+    pub fn io_uring(&self) -> Result<(), &str> {
+        self.io_uring.as_ref().copied().map_err(String::as_str)
     }
 
     /// Where it is, without symbolic links.
@@ -152,26 +197,61 @@ impl Mount {
         })
     }
 
-    /// Unmounts; blocks until the kernel let go. If the mount is in use it is detached instead.
+    /// Unmounts if nobody uses the mount; blocks until the kernel let go.
     ///
     /// # Errors
-    /// If it is still there.
-    pub fn unmount(mut self) -> Result<Unmounted, MountError> {
+    /// The system's.
+    pub fn unmount(&mut self) -> Result<Unmounted, MountError> {
         let attempt = self.session.unmount();
         match find_mount(&self.path)? {
             Some(mount) if mount.is_ours() => {}
             _ => return Ok(Unmounted::Clean),
         }
         if let Err(error) = attempt {
-            tracing::warn!(path = %self.path.display(), %error, "the mount is in use: detaching it");
+            tracing::warn!(path = %self.path.display(), %error, "the mount is in use");
         }
-        detach(&self.path)?;
-        Ok(Unmounted::Detached)
+        Ok(Unmounted::InUse)
+    }
+
+    /// Ends a mount that is in use: its connection is aborted, so that whoever waits for an answer
+    /// or asks for one later gets an error, and it is taken out of the tree.
+    ///
+    /// # Errors
+    /// If it is still there.
+    pub fn detach(self) -> Result<(), MountError> {
+        let number = find_mount(&self.path)?.and_then(|mount| mount.device);
+        let aborted = hw::fuse::abort_by_unmounting(&self.path).or_else(|_| {
+            // Whoever may not unmount by force may still abort a connection of their own.
+            let number = number.ok_or(io::ErrorKind::NotFound)?;
+            fs::write(format!("/sys/fs/fuse/connections/{number}/abort"), "1")
+        });
+        if let Err(error) = aborted {
+            tracing::warn!(%error, "the connection ends with this process: cannot abort it");
+        }
+        detach(&self.path)
+    }
+}
+
+/// Why the kernel does not offer FUSE over io_uring, and what to do about it.
+fn why_no_io_uring() -> String {
+    const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
+    match fs::read_to_string(SWITCH).as_deref().map(str::trim) {
+        Err(_) => "this kernel does not have it; Linux 6.14 and newer do".to_owned(),
+        Ok("Y" | "1") => "the kernel does not offer it".to_owned(),
+        Ok(_) => format!(
+            "it is turned off; as root: echo Y > {SWITCH}, then start again (for every boot: \
+             \"options fuse enable_uring=1\" in /etc/modprobe.d)"
+        ),
     }
 }
 
 /// What is asked of the kernel when it greets.
-struct Handshake;
+struct Handshake {
+    /// Whether to ask for io_uring.
+    wanted: bool,
+    /// Whether it was offered and accepted.
+    agreed: Arc<AtomicBool>,
+}
 
 impl fuser::Filesystem for Handshake {
     fn init(&mut self, _request: &fuser::Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -182,7 +262,8 @@ impl fuser::Filesystem for Handshake {
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
-            | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
+            | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP
+            | if self.wanted { InitFlags::FUSE_OVER_IO_URING } else { InitFlags::empty() };
         let offered = wanted & config.capabilities();
         let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
         config
@@ -193,6 +274,9 @@ impl fuser::Filesystem for Handshake {
         config
             .set_max_background(BACKGROUND_LIMIT)
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // With more, the payload of a queue's entry would have to be larger.
+        config.set_max_readahead(READ_AHEAD_LIMIT).map_or_else(drop, drop);
+        self.agreed.store(offered.contains(InitFlags::FUSE_OVER_IO_URING), Ordering::Relaxed);
         tracing::debug!(?offered, "agreed with the kernel");
         Ok(())
     }
@@ -288,6 +372,8 @@ fn detach(path: &Path) -> Result<(), MountError> {
 /// A line of `/proc/self/mountinfo`.
 #[derive(Debug, PartialEq, Eq)]
 struct MountEntry {
+    /// Minor number of its device, if that is an anonymous one.
+    device: Option<u32>,
     path: PathBuf,
     kind: String,
     source: String,
@@ -298,8 +384,10 @@ impl MountEntry {
     fn parse(line: &str) -> Option<Self> {
         let (left, right) = line.split_once(" - ")?;
         let path = unescape(left.split(' ').nth(4)?);
+        let device = left.split(' ').nth(2)?.strip_prefix("0:");
+        let device = device.and_then(|minor| minor.parse().ok());
         let mut right = right.split(' ');
-        Some(Self { path, kind: right.next()?.into(), source: right.next()?.into() })
+        Some(Self { device, path, kind: right.next()?.into(), source: right.next()?.into() })
     }
 
     fn is_ours(&self) -> bool {
@@ -351,7 +439,7 @@ mod tests {
     fn the_mount_table_is_read() {
         let line = "36 35 0:45 / /mnt/a\\040b rw,nosuid shared:2 master:1 - fuse.lvolfs lvolfs rw";
         let entry = MountEntry::parse(line).unwrap();
-        assert_eq!(entry.path, Path::new("/mnt/a b"));
+        assert_eq!((entry.path.as_path(), entry.device), (Path::new("/mnt/a b"), Some(45)));
         assert!(entry.is_ours());
         let other = MountEntry::parse("1 2 0:3 / / rw - ext4 /dev/vda rw").unwrap();
         assert!(!other.is_ours());

@@ -73,7 +73,8 @@ impl Operations {
         self.counters.get()
     }
 
-    /// Does what a request asks and answers it. `data` is the data of a WRITE.
+    /// Does what a request asks and answers it. `data` is the data of a WRITE, or memory that the
+    /// data of a READ may be read into.
     pub async fn handle(&self, request: Request, data: Option<DmaBuffer>) -> Reply {
         let mut counters = self.counters.get();
         match &request.operation {
@@ -105,7 +106,9 @@ impl Operations {
         data: Option<DmaBuffer>,
     ) -> Answer {
         match operation {
-            Operation::Read { handle, offset, size } => self.read(node, handle, offset, size).await,
+            Operation::Read { handle, offset, size } => {
+                self.read(node, handle, offset, size, data).await
+            }
             Operation::Write { handle, offset, size, flags } => {
                 let data = data.filter(|data| data.len() == size as usize).ok_or(Errno::EINVAL)?;
                 self.write(node, handle, offset, data, durability(flags)).await
@@ -154,14 +157,21 @@ impl Operations {
         }
     }
 
-    async fn read(&self, node: NodeId, handle: FileHandle, offset: u64, size: u32) -> Answer {
+    async fn read(
+        &self,
+        node: NodeId,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        landing: Option<DmaBuffer>,
+    ) -> Answer {
         self.openings.used(handle, self.now());
         let length = size as usize;
         if length > TRANSFER_LIMIT {
             return Err(Errno::EINVAL);
         }
         let volume = self.volume(node).await?;
-        match volume.read(ByteOffset(offset), length).await? {
+        match volume.read_into(ByteOffset(offset), length, landing).await? {
             Some(slice) => Ok(Reply::Data(slice.buffer, slice.range)),
             None => Ok(Reply::empty()),
         }

@@ -213,7 +213,27 @@ impl Request {
     /// # Errors
     /// [`Malformed`], if it is shorter than its opcode wants or holds an impossible name.
     pub fn parse(header: &abi::InHeader, arguments: &[u8]) -> Result<Self, Malformed> {
-        let operation = operation(header.opcode, &mut Arguments(arguments))
+        Self::parse_arguments(header, Arguments { fixed: arguments, rest: None })
+    }
+
+    /// As [`Request::parse`], where the operation's structure and what follows it, its names,
+    /// lie in two places.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse_parts(
+        header: &abi::InHeader,
+        fixed: &[u8],
+        rest: &[u8],
+    ) -> Result<Self, Malformed> {
+        Self::parse_arguments(header, Arguments { fixed, rest: Some(rest) })
+    }
+
+    fn parse_arguments(
+        header: &abi::InHeader,
+        mut arguments: Arguments<'_>,
+    ) -> Result<Self, Malformed> {
+        let operation = operation(header.opcode, &mut arguments)
             .map_err(|errno| Malformed { opcode: header.opcode, errno })?;
         Ok(Self {
             unique: header.unique,
@@ -225,19 +245,28 @@ impl Request {
 }
 
 /// What of a request was not read yet.
-struct Arguments<'a>(&'a [u8]);
+struct Arguments<'a> {
+    /// The operation's structure; what follows it too, unless that is in `rest`.
+    fixed: &'a [u8],
+    rest: Option<&'a [u8]>,
+}
 
 impl<'a> Arguments<'a> {
     fn structure<T: FromBytes + KnownLayout + Immutable>(&mut self) -> Result<T, Errno> {
-        let (structure, rest) = T::read_from_prefix(self.0).map_err(|_| Errno::EINVAL)?;
-        self.0 = rest;
+        let (structure, after) = T::read_from_prefix(self.fixed).map_err(|_| Errno::EINVAL)?;
+        self.fixed = after;
         Ok(structure)
     }
 
+    fn variable(&mut self) -> &mut &'a [u8] {
+        self.rest.as_mut().unwrap_or(&mut self.fixed)
+    }
+
     fn bytes_to_nul(&mut self) -> Result<&'a [u8], Errno> {
-        let end = self.0.iter().position(|&byte| byte == 0).ok_or(Errno::EINVAL)?;
-        let (bytes, rest) = self.0.split_at(end);
-        self.0 = &rest[1..];
+        let left = self.variable();
+        let end = left.iter().position(|&byte| byte == 0).ok_or(Errno::EINVAL)?;
+        let (bytes, after) = left.split_at(end);
+        *left = &after[1..];
         Ok(bytes)
     }
 
@@ -258,7 +287,7 @@ impl<'a> Arguments<'a> {
         if size > XATTR_LIMIT {
             return Err(Errno::ERANGE);
         }
-        self.0.get(..size).map(Into::into).ok_or(Errno::EINVAL)
+        self.variable().get(..size).map(Into::into).ok_or(Errno::EINVAL)
     }
 }
 
@@ -480,7 +509,11 @@ mod tests {
                     // Names end somewhere.
                     bytes.iter_mut().step_by(7).for_each(|byte| *byte = 0);
                 }
-                let _ = parse(random.u32(..60), &bytes);
+                let opcode = random.u32(..60);
+                let _ = parse(opcode, &bytes);
+                let (fixed, rest) = bytes.split_at(random.usize(..=bytes.len()));
+                let header = abi::InHeader { opcode, ..Default::default() };
+                let _ = Request::parse_parts(&header, fixed, rest);
             }
         }
     }

@@ -23,7 +23,7 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use self::buddy::{Buddy, MAX_ORDER};
@@ -51,6 +51,8 @@ struct Arena {
     buddy: Mutex<Buddy>,
     /// For the first page of each allocation: how many buffers share it (see `split_off`).
     references: Box<[AtomicU32]>,
+    /// For the first page of each allocation: its order.
+    orders: Box<[AtomicU8]>,
     quarantined: AtomicUsize,
 }
 
@@ -121,6 +123,7 @@ impl DmaArena {
             huge_pages,
             buddy: Mutex::new(Buddy::new(pages)),
             references: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            orders: (0..pages).map(|_| AtomicU8::new(0)).collect(),
             quarantined: AtomicUsize::new(0),
         })))
     }
@@ -135,6 +138,7 @@ impl DmaArena {
         let order = length.div_ceil(PAGE).next_power_of_two().trailing_zeros() as usize;
         let head = self.0.lock().allocate(order)?;
         self.0.references[head as usize].store(1, Ordering::Relaxed);
+        self.0.orders[head as usize].store(order as u8, Ordering::Relaxed);
         let offset = head as usize * PAGE;
         Some(DmaBuffer(Range { arena: self.clone(), head, offset, length }))
     }
@@ -293,6 +297,32 @@ impl DmaBuffer {
         }
         self.0.length += tail.0.length;
         Ok(())
+    }
+
+    /// Makes this the first `length` bytes of its allocation, if no other part of that is left
+    /// anywhere, neither with the CPU nor with a device; false, and nothing changes, if one is,
+    /// or if the allocation is smaller.
+    #[must_use]
+    #[inline]
+    pub fn rejoin(&mut self, length: usize) -> bool {
+        let (arena, head) = (&self.0.arena.0, self.0.head as usize);
+        // Acquire: what the other parts' last users did with the memory is done.
+        let alone = arena.references[head].load(Ordering::Acquire) == 1;
+        let whole = PAGE << arena.orders[head].load(Ordering::Relaxed);
+        if !alone || length > whole {
+            return false;
+        }
+        self.0.offset = head * PAGE;
+        self.0.length = length;
+        true
+    }
+
+    /// Whether this begins where the allocation begins of which `part` is a part.
+    #[must_use]
+    #[inline]
+    pub fn begins_with_allocation_of(&self, part: &Self) -> bool {
+        self.0.offset == part.0.head as usize * PAGE
+            && Arc::ptr_eq(&self.0.arena.0, &part.0.arena.0)
     }
 
     /// Gives the memory to the device.

@@ -29,6 +29,23 @@ pub fn clone_connection(session: BorrowedFd<'_>) -> io::Result<File> {
     }
 }
 
+/// Aborts the connection of a mount that is in use (`MNT_FORCE`). The mount stays in the tree.
+///
+/// # Errors
+/// The system's: `EPERM` for a user without the right to unmount.
+pub fn abort_by_unmounting(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: an owned C string and plain flags.
+    match unsafe { libc::umount2(path.as_ptr(), libc::MNT_FORCE | libc::UMOUNT_NOFOLLOW) } {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            // The connection is aborted before the mount is found in use.
+            error if error.raw_os_error() == Some(libc::EBUSY) => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
 /// Takes a mount out of the tree now; the file system ends when its last user is gone
 /// (`MNT_DETACH`).
 ///

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::clock::Instant;
+use super::placement::SPIN_AWAY;
 use crate::hw::event::EventFd;
 
 /// The configured way to wait.
@@ -79,6 +80,8 @@ pub struct Waiting {
     /// Since when it spins, and for how long it did before.
     spins_since: Option<Instant>,
     spun: Duration,
+    /// Whether requests come so fast that it pays to spin for the next.
+    between: bool,
 }
 
 /// What one wake-up out of the ring costs on ordinary machines.
@@ -133,6 +136,7 @@ impl Waiting {
             last_work: Instant::default(),
             spins_since: None,
             spun: Duration::ZERO,
+            between: false,
         }
     }
 
@@ -155,6 +159,13 @@ impl Waiting {
         self.spun
     }
 
+    /// Whether to spin for the next request too, not only for a device's answer: see
+    /// [`super::placement`].
+    #[inline]
+    pub fn spin_between(&mut self, between: bool) {
+        self.between = between;
+    }
+
     /// A turn at `now` found nothing to do. `outstanding` tells whether a device owes an answer.
     pub fn idle(&mut self, now: Instant, outstanding: bool) -> Decision {
         let spin = match self.wait {
@@ -163,7 +174,10 @@ impl Waiting {
                 return Decision::Spin;
             }
             Wait::Sleep => false,
-            Wait::Adaptive => outstanding && now.since(self.last_work) < self.permits.budget,
+            Wait::Adaptive => {
+                let idle = now.since(self.last_work);
+                (outstanding && idle < self.permits.budget) || (self.between && idle < SPIN_AWAY)
+            }
         };
         if spin && (self.has_permit || self.permits.acquire()) {
             self.has_permit = true;

@@ -9,6 +9,8 @@
 
 #![expect(unsafe_code, reason = "entries are pushed with pointers that the table keeps alive")]
 
+mod queue_entry;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -28,6 +30,7 @@ use slab::Slab;
 use crate::hw::dma::{DeviceBuffer, DmaBuffer};
 use crate::hw::event::EventFd;
 use crate::hw::file::Fallocate;
+pub use queue_entry::{AtKernel, ENTRIES_LIMIT, HEADER, QueueEntry};
 
 /// Most operations that one reactor has in the kernel at a time.
 pub(super) const IN_FLIGHT_LIMIT: usize = 1024;
@@ -73,6 +76,12 @@ pub struct Ring {
     unsubmitted: Cell<usize>,
     /// Events whose signal ends a sleep, by descriptor; held until their poll fires.
     armed: RefCell<HashMap<u64, Arc<EventFd>>>,
+    /// Entries of FUSE queues.
+    entries: RefCell<Slab<queue_entry::Slot>>,
+    /// Requests that came by them, until somebody counts.
+    arrivals: Cell<u32>,
+    /// Whether something unsubmitted has waited for a turn already.
+    overdue: Cell<bool>,
 }
 
 impl Ring {
@@ -98,6 +107,9 @@ impl Ring {
             waiting: RefCell::default(),
             unsubmitted: Cell::new(0),
             armed: RefCell::default(),
+            entries: RefCell::default(),
+            arrivals: Cell::new(0),
+            overdue: Cell::new(false),
         })
     }
 
@@ -244,12 +256,15 @@ impl Ring {
     }
 
     fn push(&self, entry: Entry) {
-        let entry = Entry128::from(entry);
+        self.push128(&Entry128::from(entry));
+    }
+
+    fn push128(&self, entry: &Entry128) {
         let mut uring = self.uring.borrow_mut();
         loop {
             // SAFETY: what the entry points to (a DMA buffer, an open descriptor) is held by the
-            // table, or by `armed`, until the completion is reaped.
-            let pushed = unsafe { uring.submission().push(&entry) };
+            // table, by `armed`, or by `entries`, until the completion is reaped.
+            let pushed = unsafe { uring.submission().push(entry) };
             if pushed.is_ok() {
                 self.unsubmitted.set(self.unsubmitted.get() + 1);
                 return;
@@ -262,25 +277,44 @@ impl Ring {
         }
     }
 
-    /// Submits what was pushed and reaps what is done, without blocking. Returns the number of
-    /// completions.
+    /// Reaps what is done, without blocking. Returns the number of completions. What was pushed
+    /// is left for [`Ring::submit`] or [`Ring::block`]: a turn that ends in a sleep then enters
+    /// the kernel once.
     pub(super) fn turn(&self) -> usize {
-        {
-            let mut uring = self.uring.borrow_mut();
-            let deferred = uring.submission().taskrun();
-            if self.unsubmitted.get() > 0 || deferred {
-                // `submit_and_wait(0)` would not enter for deferred work alone.
-                let pending = self.unsubmitted.get() as u32;
-                let flags = 1; // IORING_ENTER_GETEVENTS
-                // SAFETY: no argument is passed.
-                let entered =
-                    unsafe { uring.submitter().enter::<libc::sigset_t>(pending, 0, flags, None) };
-                if entered.is_ok() {
-                    self.unsubmitted.set(0);
-                }
-            }
+        if self.uring.borrow_mut().submission().taskrun() {
+            self.submit();
         }
         self.reap()
+    }
+
+    /// Submits what has waited for a turn already.
+    pub(super) fn submit_overdue(&self) {
+        if self.overdue.replace(self.unsubmitted.get() > 0) && self.unsubmitted.get() > 0 {
+            self.submit();
+        }
+    }
+
+    /// Submits what was pushed, and lets the kernel finish what it has deferred. Does not block.
+    pub fn submit(&self) {
+        let mut uring = self.uring.borrow_mut();
+        let deferred = uring.submission().taskrun();
+        if self.unsubmitted.get() > 0 || deferred {
+            // `submit_and_wait(0)` would not enter for deferred work alone.
+            let pending = self.unsubmitted.get() as u32;
+            let flags = 1; // IORING_ENTER_GETEVENTS
+            // SAFETY: no argument is passed.
+            let entered =
+                unsafe { uring.submitter().enter::<libc::sigset_t>(pending, 0, flags, None) };
+            if entered.is_ok() {
+                self.unsubmitted.set(0);
+                self.overdue.set(false);
+            }
+        }
+    }
+
+    /// How many requests came by entries of FUSE queues since the last call.
+    pub(super) fn take_arrivals(&self) -> u32 {
+        self.arrivals.take()
     }
 
     /// Blocks until something completes or `timeout` has passed.
@@ -298,7 +332,13 @@ impl Ring {
         if entered.is_ok() || entered.is_err_and(|error| error.raw_os_error() == Some(libc::ETIME))
         {
             self.unsubmitted.set(0);
+            self.overdue.set(false);
         }
+    }
+
+    /// Whether a signal of `event` would end a sleep already.
+    pub(super) fn is_armed(&self, event: &EventFd) -> bool {
+        self.armed.borrow().contains_key(&u64::from(event.as_raw_fd().unsigned_abs()))
     }
 
     /// Lets a signal of `event` end a sleep. The poll stays armed until it fires.
@@ -312,7 +352,9 @@ impl Ring {
         }
     }
 
-    fn reap(&self) -> usize {
+    /// Takes what is done from the completion queue, and wakes those who wait for it. Returns how
+    /// many completions that were.
+    pub fn reap(&self) -> usize {
         let mut reaped = 0;
         loop {
             // One at a time: waking a task may start operations on this ring.
@@ -331,6 +373,9 @@ impl Ring {
         if user_data & WAKE != 0 {
             self.armed.borrow_mut().remove(&(user_data & !WAKE));
             return None;
+        }
+        if user_data & queue_entry::ENTRY != 0 {
+            return self.entry_back(user_data, result);
         }
         let key = usize::try_from(user_data).ok()?;
         let mut table = self.table.borrow_mut();
@@ -351,6 +396,16 @@ impl Ring {
     fn next_waiting(&self) -> Option<Waker> {
         self.waiting.borrow_mut().pop_front()
     }
+}
+
+/// Sets `sqe->len`, for which the crate's entries of 128 bytes have no name.
+fn with_length(mut entry: Entry128, length: u32) -> Entry128 {
+    /// Offset of `len` in `struct io_uring_sqe`.
+    const LEN: usize = 24;
+    const { assert!(size_of::<Entry128>() == 128) };
+    // SAFETY: an entry is 128 plain bytes, laid out as the kernel's structure.
+    unsafe { (&raw mut entry).byte_add(LEN).cast::<u32>().write_unaligned(length) };
+    entry
 }
 
 fn count(result: i32) -> io::Result<usize> {

@@ -14,6 +14,7 @@ use slab::Slab;
 
 use super::clock::{Clock, Instant};
 use super::inbox::{Inbox, ReactorHandle};
+use super::placement::Seat;
 use super::policy::{Decision, SpinPermits, Wait, Waiting};
 use super::remote::{Kept, Remote};
 use super::ring::Ring;
@@ -98,6 +99,8 @@ pub struct Reactor {
     clock: Clock,
     born: Instant,
     waiting: RefCell<Waiting>,
+    /// Where it runs, if it serves the queue of a CPU.
+    seat: RefCell<Option<Seat>>,
     /// Replaced as a whole when it changes, so that a turn can walk it while pollers come and go.
     pollers: RefCell<Rc<Pollers>>,
     next_poller: Cell<u64>,
@@ -119,6 +122,7 @@ impl Reactor {
             born: options.clock.now(),
             clock: options.clock,
             waiting: RefCell::new(Waiting::new(options.wait, options.permits)),
+            seat: RefCell::default(),
             pollers: RefCell::default(),
             next_poller: Cell::new(0),
             kept: RefCell::default(),
@@ -218,6 +222,16 @@ impl Reactor {
         drop(self.kept.borrow_mut().try_remove(key));
     }
 
+    /// Makes this thread serve the queue of the CPU `home` as [`super::placement`] says. It may
+    /// run on `others` too.
+    ///
+    /// # Errors
+    /// The system's, if it may not run on `home`.
+    pub fn settle(&self, home: usize, others: Vec<usize>) -> io::Result<()> {
+        *self.seat.borrow_mut() = Some(Seat::take(home, others)?);
+        Ok(())
+    }
+
     /// Runs the loop until `future` ends. With a virtual clock, time moves to the next timer
     /// whenever nothing else can happen.
     ///
@@ -240,6 +254,7 @@ impl Reactor {
             if work > 0 {
                 self.count(|statistics| statistics.turns += 1);
                 self.waiting.borrow_mut().worked(self.now());
+                self.ring.submit_overdue();
             } else {
                 self.wait();
             }
@@ -250,6 +265,13 @@ impl Reactor {
     fn turn(self: &Rc<Self>) -> usize {
         let mut work = self.poll_devices();
         work += self.ring.turn();
+        let arrivals = self.ring.take_arrivals();
+        if arrivals > 0
+            && let Some(seat) = self.seat.borrow_mut().as_mut()
+        {
+            seat.round(self.now(), arrivals);
+            self.waiting.borrow_mut().spin_between(seat.is_away());
+        }
         for _ in 0..MAIL_PER_TURN {
             let Some(mail) = self.inbox.take() else { break };
             mail(self);
@@ -309,6 +331,7 @@ impl Reactor {
         }
         let decision = self.waiting.borrow_mut().idle(self.now(), outstanding);
         if decision == Decision::Spin || (outstanding && !can_sleep) {
+            self.ring.submit();
             self.count(|statistics| statistics.spins += 1);
             std::hint::spin_loop();
             return;
@@ -321,6 +344,10 @@ impl Reactor {
         for event in events {
             event.consume();
         }
+        if !self.ring.is_armed(self.inbox.event()) {
+            // It was signalled since it was armed: a turn has looked since.
+            self.inbox.event().consume();
+        }
         if self.poll_devices() > 0 || !self.inbox.signal().prepare_sleep() {
             self.inbox.signal().woke();
             return;
@@ -332,7 +359,6 @@ impl Reactor {
         let before = self.now();
         self.ring.block(deadline.map(|deadline| deadline.since(before)));
         self.inbox.signal().woke();
-        self.inbox.event().consume();
         let slept = self.now().since(before).as_nanos();
         self.count(|statistics| {
             statistics.sleeps += 1;

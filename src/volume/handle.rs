@@ -126,7 +126,21 @@ impl Volume {
     /// # Errors
     /// [`Error::NoMemory`], [`Error::Store`], and those of the gate.
     pub async fn read(&self, offset: ByteOffset, length: usize) -> Result<Option<Slice>, Error> {
-        let result = self.read_blocks(offset, length).await;
+        self.read_into(offset, length, None).await
+    }
+
+    /// As [`Volume::read`]. The data goes to the beginning of `landing` if that is possible:
+    /// if the range is one of whole blocks and `landing` is not shorter.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn read_into(
+        &self,
+        offset: ByteOffset,
+        length: usize,
+        landing: Option<DmaBuffer>,
+    ) -> Result<Option<Slice>, Error> {
+        let result = self.read_blocks(offset, length, landing).await;
         self.count(&result, |counters| {
             let bytes = result.as_ref().ok().and_then(Option::as_ref).map_or(0, |s| s.range.len());
             counters.reads += 1;
@@ -135,11 +149,25 @@ impl Volume {
         result
     }
 
-    async fn read_blocks(&self, offset: ByteOffset, length: usize) -> Result<Option<Slice>, Error> {
+    async fn read_blocks(
+        &self,
+        offset: ByteOffset,
+        length: usize,
+        landing: Option<DmaBuffer>,
+    ) -> Result<Option<Slice>, Error> {
         self.entry.gate().check(Access::Read)?;
         let Some(length) = self.clip(offset, length) else { return Ok(None) };
         let (start, blocks) = self.cover(offset.get(), length);
-        let buffer = self.allocate(blocks)?;
+        let fits = |landing: &DmaBuffer| landing.len() >= blocks && start == offset.get();
+        let buffer = match landing.filter(fits) {
+            Some(mut landing) => {
+                if landing.len() > blocks {
+                    drop(landing.split_off(blocks));
+                }
+                landing
+            }
+            None => self.allocate(blocks)?,
+        };
         let buffer = self.io.read(ByteOffset(start), buffer).await?;
         let skip = (offset.get() - start) as usize;
         Ok(Some(Slice { buffer, range: skip..skip + length }))

@@ -215,7 +215,7 @@ fn unknown_keys_are_refused_with_a_hint() {
         "path = \"mnt\"",
         "path = \"mnt\"\nxyzzy = 1",
         "c.toml:3: mount.xyzzy: unknown key \"xyzzy\", expected one of \"path\", \
-         \"allow_other\", \"owner\", \"group\", \"mode\"",
+         \"allow_other\", \"owner\", \"group\", \"mode\", \"transport\"",
     );
 }
 
@@ -508,7 +508,7 @@ fn keys_of_other_drivers_are_refused() {
 
 #[test]
 fn values_out_of_range_are_refused() {
-    let cores = "it is a number from 1 to 64, or a list of different CPUs, such as [2, 3]";
+    let cores = "it is \"all\", a number from 1 to 64, or a list of different CPUs, such as [2, 3]";
     for value in ["0", "65", "-1", "[]", "[1, 1]", "[-1]", "[100000]"] {
         check(
             "[mount]",

@@ -10,22 +10,29 @@ use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
+use futures_util::future::join;
 use lvolfs::block::AnyDevice;
 use lvolfs::fuse::abi;
 use lvolfs::fuse::device::{self, Connection};
 use lvolfs::fuse::errno::Errno;
-use lvolfs::fuse::mount::{Access, Mount, MountOptions, Unmounted};
+use lvolfs::fuse::mount::{Access, Mount, MountOptions, Transport, Unmounted};
 use lvolfs::fuse::openings::Openings;
 use lvolfs::fuse::operations::Operations;
 use lvolfs::fuse::reply::Reply;
 use lvolfs::fuse::request::{NodeId, Operation, Request};
+use lvolfs::fuse::uring::{self, Queues, Shape};
 use lvolfs::hw::dma::{DmaArena, DmaBuffer};
+use lvolfs::hw::thread::possible_cpus;
 use lvolfs::reactor::policy::SpinPermits;
 use lvolfs::reactor::{Clock, Reactor, ReactorOptions, Remote, Wait};
 use lvolfs::units::{BlockSize, ByteCount};
 use lvolfs::volume::{Catalog, Directory, Pool, Store};
 
 use crate::fuse_operations::{Served, defaults, memory_device};
+
+/// Entries of each queue: fewer than some tests have requests.
+const QUEUE_DEPTH: usize = 4;
 
 /// Straight to the descriptor: the test harness keeps what tests print.
 fn say(text: &str) {
@@ -44,8 +51,8 @@ impl MountPoint {
         Some(Self(tempfile::tempdir().unwrap()))
     }
 
-    fn options(&self) -> MountOptions {
-        MountOptions { path: self.0.path().into(), access: Access::Owner }
+    fn options(&self, transport: Transport) -> MountOptions {
+        MountOptions { path: self.0.path().into(), access: Access::Owner, transport }
     }
 
     fn path(&self) -> &Path {
@@ -59,6 +66,15 @@ impl Drop for MountPoint {
     }
 }
 
+/// Runs a test by each transport that this kernel offers.
+fn by_each_transport(test: impl Fn(Transport)) {
+    test(Transport::DevFuse);
+    match fs::read_to_string("/sys/module/fuse/parameters/enable_uring").as_deref() {
+        Ok("Y\n") => test(Transport::IoUring),
+        _ => say("by /dev/fuse only: FUSE over io_uring is not enabled on this machine"),
+    }
+}
+
 fn reactor(index: usize) -> (Rc<Reactor>, DmaArena) {
     let options = ReactorOptions {
         index,
@@ -66,7 +82,8 @@ fn reactor(index: usize) -> (Rc<Reactor>, DmaArena) {
         permits: SpinPermits::new(1),
         clock: Clock::real(),
     };
-    let arena = DmaArena::new(ByteCount(16 << 20), false).unwrap();
+    let queues = Shape { queues: possible_cpus(), depth: QUEUE_DEPTH }.memory();
+    let arena = DmaArena::new(ByteCount((16 << 20) + queues.get()), false).unwrap();
     (Reactor::new(options).unwrap(), arena)
 }
 
@@ -130,16 +147,27 @@ impl OneFile {
 }
 
 /// Serves [`OneFile`] on this thread while `client` runs on another, then unmounts.
-fn with_one_file(client: impl FnOnce(PathBuf) + Send + 'static) -> Option<Unmounted> {
+fn with_one_file(
+    transport: Transport,
+    client: impl FnOnce(PathBuf) + Send + 'static,
+) -> Option<Unmounted> {
     let point = MountPoint::new()?;
-    let mount = Mount::new(&point.options()).unwrap();
+    let mut mount = Mount::new(&point.options(transport)).unwrap();
     let (reactor, arena) = reactor(0);
     let connection: Connection = mount.connection().unwrap();
+    let all: Vec<u16> = (0..possible_cpus() as u16).collect();
+    let queues = mount.io_uring().ok().map(|()| {
+        Queues::register(&reactor, &arena, &connection.file().unwrap(), &all, QUEUE_DEPTH).unwrap()
+    });
+    assert_eq!(queues.is_some(), transport == Transport::IoUring);
     let path = point.path().join("data");
     let (ended, end) = futures_channel::oneshot::channel::<()>();
     let worker = std::thread::spawn(move || {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| client(path)));
         let unmounted = mount.unmount();
+        if let Ok(Unmounted::InUse) = unmounted {
+            mount.detach().unwrap();
+        }
         // Ends the serving also if the mount is still in use somewhere.
         drop(ended);
         result.map(|()| unmounted.unwrap())
@@ -148,9 +176,18 @@ fn with_one_file(client: impl FnOnce(PathBuf) + Send + 'static) -> Option<Unmoun
     let handler = Rc::new(async move |request: Request, data: Option<DmaBuffer>| {
         file.0.answer(&file.1, request, data)
     });
-    let stop = async move { end.await.unwrap_or_default() };
-    let serving = device::serve(Rc::clone(&reactor), arena, connection, handler, stop);
-    reactor.block_on(serving).unwrap();
+    let stop = async move { end.await.unwrap_or_default() }.shared();
+    reactor.block_on(async {
+        let device = Rc::clone(&handler);
+        let device = device::serve(Rc::clone(&reactor), arena, connection, device, stop.clone());
+        let (served, ()) = join(device, async {
+            if let Some(queues) = queues {
+                uring::serve(&reactor, queues, handler, stop).await.ended().await;
+            }
+        })
+        .await;
+        served.unwrap();
+    });
     match worker.join().unwrap() {
         Ok(unmounted) => Some(unmounted),
         Err(panic) => std::panic::resume_unwind(panic),
@@ -159,7 +196,11 @@ fn with_one_file(client: impl FnOnce(PathBuf) + Send + 'static) -> Option<Unmoun
 
 #[test]
 fn data_passes_the_kernel_unchanged_in_all_sizes() {
-    let unmounted = with_one_file(|path| {
+    by_each_transport(data_passes_unchanged);
+}
+
+fn data_passes_unchanged(transport: Transport) {
+    let unmounted = with_one_file(transport, |path| {
         let file = fs::File::options().read(true).write(true).open(path).unwrap();
         let mut random = fastrand::Rng::with_seed(1);
         let mut expected = vec![0; 5 << 20];
@@ -183,13 +224,17 @@ fn data_passes_the_kernel_unchanged_in_all_sizes() {
 
 #[test]
 fn a_mount_in_use_is_detached() {
+    by_each_transport(a_busy_mount_is_detached);
+}
+
+fn a_busy_mount_is_detached(transport: Transport) {
     let (keep, kept) = std::sync::mpsc::channel();
-    let unmounted = with_one_file(move |path| {
+    let unmounted = with_one_file(transport, move |path| {
         fs::write(&path, b"x").unwrap_err();
         keep.send(fs::File::open(path).unwrap()).unwrap();
     });
     if let Some(unmounted) = unmounted {
-        assert_eq!(unmounted, Unmounted::Detached);
+        assert_eq!(unmounted, Unmounted::InUse);
         let file = kept.recv().unwrap();
         assert!(file.read_at(&mut [0], 0).is_err(), "nobody serves it any more");
     }
@@ -197,9 +242,11 @@ fn a_mount_in_use_is_detached() {
 
 #[test]
 fn a_mount_path_in_use_is_refused() {
-    with_one_file(|path| {
+    with_one_file(Transport::DevFuse, |path| {
         let path = path.parent().unwrap().to_owned();
-        let Err(error) = Mount::new(&MountOptions { path, access: Access::Owner }) else {
+        let Err(error) =
+            Mount::new(&MountOptions { path, access: Access::Owner, transport: Transport::Auto })
+        else {
             panic!("mounted twice");
         };
         let message = error.to_string();
@@ -213,7 +260,12 @@ const KILLED_MOUNT: &str = "LVOLFS_TEST_KILLED_MOUNT";
 #[test]
 fn the_mount_of_a_killed_daemon_is_cleared() {
     if let Ok(path) = std::env::var(KILLED_MOUNT) {
-        let mount = Mount::new(&MountOptions { path: path.into(), access: Access::Owner }).unwrap();
+        let mount = Mount::new(&MountOptions {
+            path: path.into(),
+            access: Access::Owner,
+            transport: Transport::DevFuse,
+        })
+        .unwrap();
         say("mounted");
         std::thread::park();
         drop(mount);
@@ -233,7 +285,7 @@ fn the_mount_of_a_killed_daemon_is_cleared() {
     daemon.wait().unwrap();
     let error = fs::metadata(point.path()).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN), "the mount is dead");
-    let mount = Mount::new(&point.options()).unwrap();
+    let mut mount = Mount::new(&point.options(Transport::DevFuse)).unwrap();
     assert_eq!(mount.unmount().unwrap(), Unmounted::Clean);
     fs::read_dir(point.path()).unwrap();
 }
@@ -249,15 +301,20 @@ struct Shared {
 
 /// Serves a pool `p` of 64 MiB on two reactors, while `client` runs on this thread with the
 /// pool's folder.
-fn with_pool(client: impl FnOnce(&Path)) {
+fn with_pool(transport: Transport, client: impl FnOnce(&Path)) {
     let Some(point) = MountPoint::new() else { return };
-    let mount = Mount::new(&point.options()).unwrap();
-    let connections = [mount.connection().unwrap(), mount.connection().unwrap()];
-    let [first, second] = connections;
+    let mut mount = Mount::new(&point.options(transport)).unwrap();
+    let shape = Shape { queues: possible_cpus(), depth: QUEUE_DEPTH };
+    let queues = match mount.io_uring() {
+        Ok(()) => uring::assign(shape, &[Some(0), Some(1)]),
+        Err(_) => vec![Vec::new(), Vec::new()],
+    };
+    let one = |queues: &Vec<u16>| (mount.connection().unwrap(), queues.clone());
+    let (first, second) = (one(&queues[0]), one(&queues[1]));
     let (share, shared) = std::sync::mpsc::channel::<Shared>();
     let (over, end_of_second) = futures_channel::oneshot::channel::<()>();
     let owner = std::thread::spawn(move || {
-        let (reactor, _) = reactor(0);
+        let (reactor, arena) = reactor(0);
         reactor.block_on(async {
             let device = memory_device(64 << 20, BlockSize::B4096);
             let served = Served::format(&reactor, device).await;
@@ -265,7 +322,7 @@ fn with_pool(client: impl FnOnce(&Path)) {
             let (directory, pool) = (served.directory.clone(), Arc::clone(&served.pool));
             let device = served.device.clone();
             share.send(Shared { directory, pool, store, device, openings }).unwrap();
-            serve(&reactor, &served.arena, first, &served.operations).await;
+            serve(&reactor, &arena, first, &served.operations).await;
             end_of_second.await.unwrap_or_default();
             served.close().await;
         });
@@ -294,15 +351,19 @@ fn with_pool(client: impl FnOnce(&Path)) {
 async fn serve(
     reactor: &Rc<Reactor>,
     arena: &DmaArena,
-    connection: Connection,
+    (connection, queues): (Connection, Vec<u16>),
     operations: &Rc<Operations>,
 ) {
+    let file = connection.file().unwrap();
+    let queues = Queues::register(reactor, arena, &file, &queues, QUEUE_DEPTH).unwrap();
     let operations = Rc::clone(operations);
     let handler = Rc::new(async move |request: Request, data: Option<DmaBuffer>| {
         operations.handle(request, data).await
     });
-    let stop = std::future::pending();
-    device::serve(Rc::clone(reactor), arena.clone(), connection, handler, stop).await.unwrap();
+    let (device, never) = (Rc::clone(&handler), std::future::pending);
+    let device = device::serve(Rc::clone(reactor), arena.clone(), connection, device, never());
+    let queues = async { uring::serve(reactor, queues, handler, never()).await.ended().await };
+    join(device, queues).await.0.unwrap();
 }
 
 /// A volume of `size` bytes.
@@ -319,89 +380,95 @@ fn run(program: &str, arguments: &[&str]) {
 
 #[test]
 fn files_behave_as_files() {
-    with_pool(|folder| {
-        let path = volume(folder, "v", 8 << 20);
-        let metadata = fs::metadata(&path).unwrap();
-        assert_eq!((metadata.len(), metadata.blocks()), (8 << 20, 0));
-        let file = fs::File::options().read(true).write(true).open(&path).unwrap();
-        let mut random = fastrand::Rng::with_seed(3);
-        let mut expected = vec![0; 8 << 20];
-        for _ in 0..200 {
-            let length = random.usize(1..300_000);
-            let offset = random.usize(..expected.len() - length);
-            let part = &mut expected[offset..offset + length];
-            random.fill(part);
-            file.write_all_at(part, offset as u64).unwrap();
-        }
-        file.sync_all().unwrap();
-        assert!(fs::read(&path).unwrap() == expected);
-        let error = file.write_at(b"x", 8 << 20).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
-        assert_eq!(file.write_at(b"abc", (8 << 20) - 1).unwrap(), 1);
-        fs::rename(&path, folder.join("w")).unwrap();
-        fs::remove_file(folder.join("w")).unwrap();
-        assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, (8 << 20) - 1).unwrap();
-        assert_eq!(&byte, b"a", "open, so still there");
-        drop(file);
-        assert!(fs::create_dir(folder.join("d")).is_err());
-        assert!(fs::create_dir(folder.parent().unwrap().join("d")).is_err());
-    });
+    by_each_transport(|transport| with_pool(transport, files_behave_as_files_in));
+}
+
+fn files_behave_as_files_in(folder: &Path) {
+    let path = volume(folder, "v", 8 << 20);
+    let metadata = fs::metadata(&path).unwrap();
+    assert_eq!((metadata.len(), metadata.blocks()), (8 << 20, 0));
+    let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut expected = vec![0; 8 << 20];
+    for _ in 0..200 {
+        let length = random.usize(1..300_000);
+        let offset = random.usize(..expected.len() - length);
+        let part = &mut expected[offset..offset + length];
+        random.fill(part);
+        file.write_all_at(part, offset as u64).unwrap();
+    }
+    file.sync_all().unwrap();
+    assert!(fs::read(&path).unwrap() == expected);
+    let error = file.write_at(b"x", 8 << 20).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    assert_eq!(file.write_at(b"abc", (8 << 20) - 1).unwrap(), 1);
+    fs::rename(&path, folder.join("w")).unwrap();
+    fs::remove_file(folder.join("w")).unwrap();
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, (8 << 20) - 1).unwrap();
+    assert_eq!(&byte, b"a", "open, so still there");
+    drop(file);
+    assert!(fs::create_dir(folder.join("d")).is_err());
+    assert!(fs::create_dir(folder.parent().unwrap().join("d")).is_err());
 }
 
 #[test]
-fn writers_of_parts_of_blocks_on_two_reactors_lose_nothing() {
-    with_pool(|folder| {
-        let path = volume(folder, "v", 1 << 20);
-        std::thread::scope(|scope| {
-            for writer in 0..4_u8 {
-                let path = &path;
-                scope.spawn(move || {
-                    let file = fs::File::options().write(true).open(path).unwrap();
-                    for step in 0..250 {
-                        let offset = (step * 4 + u64::from(writer)) * 100;
-                        file.write_all_at(&[writer + 1; 100], offset).unwrap();
-                    }
-                });
-            }
-        });
-        let data = fs::read(&path).unwrap();
-        for (index, part) in data[..100_000].chunks(100).enumerate() {
-            let writer = (index % 4) as u8 + 1;
-            assert!(part.iter().all(|&byte| byte == writer), "part {index}");
+fn writers_on_two_reactors_lose_nothing() {
+    by_each_transport(|transport| with_pool(transport, writers_on_two_reactors_lose_nothing_in));
+}
+
+fn writers_on_two_reactors_lose_nothing_in(folder: &Path) {
+    let path = volume(folder, "v", 1 << 20);
+    std::thread::scope(|scope| {
+        for writer in 0..4_u8 {
+            let path = &path;
+            scope.spawn(move || {
+                let file = fs::File::options().write(true).open(path).unwrap();
+                for step in 0..250 {
+                    let offset = (step * 4 + u64::from(writer)) * 100;
+                    file.write_all_at(&[writer + 1; 100], offset).unwrap();
+                }
+            });
         }
     });
+    let data = fs::read(&path).unwrap();
+    for (index, part) in data[..100_000].chunks(100).enumerate() {
+        let writer = (index % 4) as u8 + 1;
+        assert!(part.iter().all(|&byte| byte == writer), "part {index}");
+    }
 }
 
 #[test]
 fn dd_and_cp_write_volumes() {
-    with_pool(|folder| {
-        let source = tempfile::NamedTempFile::new().unwrap();
-        let mut data = vec![0; 3 << 20];
-        fastrand::Rng::with_seed(4).fill(&mut data);
-        fs::write(source.path(), &data).unwrap();
-        let from = source.path().to_str().unwrap();
-        // Into an existing volume: it keeps its size, and what lies behind the data.
-        let path = volume(folder, "old", 4 << 20);
-        let file = fs::File::options().write(true).open(&path).unwrap();
-        file.write_all_at(b"tail", (4 << 20) - 4).unwrap();
-        drop(file);
-        let to = path.to_str().unwrap();
-        run("dd", &[&format!("if={from}"), &format!("of={to}"), "bs=1M", "conv=fsync"]);
-        assert_eq!(fs::metadata(&path).unwrap().len(), 4 << 20);
-        assert!(fs::read(&path).unwrap()[..3 << 20] == data);
-        run("cp", &[from, to]);
-        assert_eq!(fs::metadata(&path).unwrap().len(), 4 << 20);
-        // Into a new one: it grows.
-        let new = folder.join("new");
-        run("cp", &["--sparse=always", from, new.to_str().unwrap()]);
-        assert!(fs::read(&new).unwrap() == data);
-        run("truncate", &["-s", "1M", new.to_str().unwrap()]);
-        assert!(fs::read(&new).unwrap() == data[..1 << 20]);
-        // Into the same mount: a copy.
-        let copy = folder.join("copy");
-        run("cp", &[new.to_str().unwrap(), copy.to_str().unwrap()]);
-        assert!(fs::read(&copy).unwrap() == data[..1 << 20]);
-    });
+    by_each_transport(|transport| with_pool(transport, dd_and_cp_write_volumes_in));
+}
+
+fn dd_and_cp_write_volumes_in(folder: &Path) {
+    let source = tempfile::NamedTempFile::new().unwrap();
+    let mut data = vec![0; 3 << 20];
+    fastrand::Rng::with_seed(4).fill(&mut data);
+    fs::write(source.path(), &data).unwrap();
+    let from = source.path().to_str().unwrap();
+    // Into an existing volume: it keeps its size, and what lies behind the data.
+    let path = volume(folder, "old", 4 << 20);
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.write_all_at(b"tail", (4 << 20) - 4).unwrap();
+    drop(file);
+    let to = path.to_str().unwrap();
+    run("dd", &[&format!("if={from}"), &format!("of={to}"), "bs=1M", "conv=fsync"]);
+    assert_eq!(fs::metadata(&path).unwrap().len(), 4 << 20);
+    assert!(fs::read(&path).unwrap()[..3 << 20] == data);
+    run("cp", &[from, to]);
+    assert_eq!(fs::metadata(&path).unwrap().len(), 4 << 20);
+    // Into a new one: it grows.
+    let new = folder.join("new");
+    run("cp", &["--sparse=always", from, new.to_str().unwrap()]);
+    assert!(fs::read(&new).unwrap() == data);
+    run("truncate", &["-s", "1M", new.to_str().unwrap()]);
+    assert!(fs::read(&new).unwrap() == data[..1 << 20]);
+    // Into the same mount: a copy.
+    let copy = folder.join("copy");
+    run("cp", &[new.to_str().unwrap(), copy.to_str().unwrap()]);
+    assert!(fs::read(&copy).unwrap() == data[..1 << 20]);
 }

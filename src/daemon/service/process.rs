@@ -55,7 +55,8 @@ impl ProcessMethods for DaemonService {
                 .collect(),
             mounts: vec![MountStatus {
                 path: self.mount.clone(),
-                transport: "/dev/fuse".to_owned(),
+                transport: self.transport.name.to_owned(),
+                transport_note: self.transport.note.clone(),
                 counters: total(sites.iter().map(|site| site.files.clone())),
             }],
             pools: pools

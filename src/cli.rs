@@ -8,6 +8,7 @@ mod arguments;
 mod ask;
 mod generate;
 mod logging;
+mod relatives;
 mod scrub;
 mod table;
 

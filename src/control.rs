@@ -24,7 +24,9 @@ pub mod types;
 
 pub use client::{Client, ClientError};
 pub use error::RpcError;
-pub use methods::{BdevMethods, LvolMethods, ProcessMethods, ScrubMethods, Service};
+pub use methods::{
+    BdevMethods, LvolMethods, ProcessMethods, RelativeMethods, ScrubMethods, Service,
+};
 pub use server::Server;
 pub use socket::SocketError;
 pub use status::Status;

@@ -8,6 +8,7 @@
 //! * Every request that wants an answer gets exactly one.
 
 pub mod abi;
+mod copy;
 pub mod device;
 pub mod errno;
 pub mod mount;

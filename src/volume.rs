@@ -21,6 +21,7 @@ mod exclusion;
 mod gate;
 mod handle;
 mod owner;
+mod relatives;
 
 pub use attributes::Attributes;
 pub use catalog::Catalog;

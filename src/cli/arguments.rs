@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
+use super::relatives::RelativeVerb;
 use super::scrub::ScrubPool;
 use crate::config::{VolumeName, check_name};
 use crate::units::ByteCount;
@@ -135,7 +136,9 @@ pub enum VolumeVerb {
         #[arg(value_name = "NAME")]
         new_name: String,
     },
-    /// Delete a volume and its data
+    #[command(flatten)]
+    Relative(RelativeVerb),
+    /// Delete a volume and its data; a snapshot's go to its only clone
     Delete {
         /// The volume
         #[arg(value_name = "POOL/VOLUME", value_parser = VolumeName::parse)]

@@ -132,6 +132,7 @@ impl Daemon {
                 self.0.bdev_lvol_rename(&rename)?;
                 Ok(done(json, &renamed))
             }
+            VolumeVerb::Relative(verb) => self.relative(verb, json),
             VolumeVerb::Delete { volume } => {
                 self.0.bdev_lvol_delete(&SelectLvol { name: volume.to_string() })?;
                 Ok(done(json, &format!("{volume} is deleted")))
@@ -205,7 +206,7 @@ pub(super) fn done(json: bool, text: &str) -> String {
 }
 
 /// The new name without the pool, which must be the volume's.
-fn name_in_pool(volume: &VolumeName, new_name: &str) -> anyhow::Result<String> {
+pub(super) fn name_in_pool(volume: &VolumeName, new_name: &str) -> anyhow::Result<String> {
     let qualified = match new_name.contains('/') {
         true => VolumeName::parse(new_name)?,
         false => VolumeName::parse(&format!("{}/{new_name}", volume.pool()))?,

@@ -10,9 +10,9 @@ use super::client::{Client, ClientError};
 use super::error::RpcError;
 use super::status::Status;
 use super::types::{
-    Bdev, CreateLvol, GetBdevs, GetIostat, GetLvols, GetMethods, Iostat, KillInstance, Lvol,
-    Lvstore, NoParameters, RenameLvol, ResizeLvol, ScrubStatus, SelectLvol, SelectLvstore,
-    StartScrub, Version, VersionFields,
+    Bdev, CloneLvol, CreateLvol, GetBdevs, GetIostat, GetLvols, GetMethods, Iostat, KillInstance,
+    Lvol, Lvstore, NoParameters, RenameLvol, ResizeLvol, ScrubStatus, SelectLvol, SelectLvstore,
+    SetParent, SnapshotLvol, StartScrub, Version, VersionFields,
 };
 
 macro_rules! methods {
@@ -98,6 +98,20 @@ methods! {
         bdev_lvol_delete(SelectLvol) -> bool;
         /// Volumes.
         bdev_lvol_get_lvols(GetLvols) -> Vec<Lvol>;
+    }
+
+    /// Snapshots, clones and parents of volumes.
+    relatives: RelativeMethods {
+        /// Makes a read-only snapshot of a volume, durably; its UUID.
+        bdev_lvol_snapshot(SnapshotLvol) -> Uuid;
+        /// Makes a writable clone of a snapshot or a read-only volume, durably; its UUID.
+        bdev_lvol_clone(CloneLvol) -> Uuid;
+        /// Allocates all of a volume and cuts it off from its parents, durably; true.
+        bdev_lvol_inflate(SelectLvol) -> bool;
+        /// Copies what a volume shows of its parent and cuts it off from it, durably; true.
+        bdev_lvol_decouple_parent(SelectLvol) -> bool;
+        /// Makes a thin volume a clone of a snapshot of its size, durably; true.
+        bdev_lvol_set_parent(SetParent) -> bool;
     }
 
     /// Scrubs of pools.

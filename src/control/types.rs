@@ -7,12 +7,14 @@
 
 mod bdev;
 mod lvol;
+mod relatives;
 mod scrub;
 
 use serde::{Deserialize, Serialize};
 
 pub use bdev::*;
 pub use lvol::*;
+pub use relatives::*;
 pub use scrub::*;
 
 /// The parameters of a method that has none.

@@ -4,6 +4,7 @@
 mod bdev;
 mod lvol;
 mod process;
+mod relatives;
 mod scrub;
 
 use std::collections::BTreeMap;
@@ -23,7 +24,9 @@ use super::reactors::ReactorThread;
 use super::site::Site;
 use crate::control::status::Counters;
 use crate::control::types::PoolSelector;
-use crate::control::{BdevMethods, LvolMethods, ProcessMethods, RpcError, ScrubMethods, Service};
+use crate::control::{
+    BdevMethods, LvolMethods, ProcessMethods, RelativeMethods, RpcError, ScrubMethods, Service,
+};
 use crate::fuse::errno::Errno;
 use crate::lvol::{Quarantined, StoreCounters, StoreInfo, VolumeInfo};
 use crate::reactor::Remote;
@@ -170,6 +173,10 @@ impl Service for DaemonService {
     }
 
     fn lvol(&self) -> Option<&dyn LvolMethods> {
+        Some(self)
+    }
+
+    fn relatives(&self) -> Option<&dyn RelativeMethods> {
         Some(self)
     }
 

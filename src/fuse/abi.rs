@@ -101,6 +101,10 @@ structures! {
     struct GetxattrIn: 8 { size: u32, padding: u32 }
     /// FALLOCATE.
     struct FallocateIn: 32 { fh: u64, offset: u64, length: u64, mode: u32, padding: u32 }
+    /// COPY_FILE_RANGE and COPY_FILE_RANGE_64.
+    struct CopyFileRangeIn: 56 {
+        fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64
+    }
     /// LSEEK.
     struct LseekIn: 24 { fh: u64, offset: u64, whence: u32, padding: u32 }
 }
@@ -176,4 +180,5 @@ pub mod opcode {
     pub const RENAME2: u32 = 45;
     pub const LSEEK: u32 = 46;
     pub const COPY_FILE_RANGE: u32 = 47;
+    pub const COPY_FILE_RANGE_64: u32 = 53;
 }

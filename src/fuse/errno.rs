@@ -51,7 +51,7 @@ impl From<volume::Error> for Errno {
             // What writing at the end of a block device gives.
             volume::Error::PastEnd { .. } => Self::ENOSPC,
             volume::Error::ReservedName => Self::EPERM,
-            volume::Error::HasClones { .. } => Self::EBUSY,
+            volume::Error::OtherPool => Self::EXDEV,
             volume::Error::NoMemory { .. } => Self::ENOMEM,
             volume::Error::NotAttached => Self::EIO,
             volume::Error::Store(error) => error.into(),
@@ -68,6 +68,7 @@ impl From<lvol::Error> for Errno {
             lvol::Error::NoSpace { .. } => Self::ENOSPC,
             lvol::Error::ReadOnly { .. } => Self::EROFS,
             lvol::Error::HasClones { .. } | lvol::Error::Busy { .. } => Self::EBUSY,
+            lvol::Error::Unsuitable(_) => Self::EINVAL,
             lvol::Error::InvalidName(error) => error.into(),
             lvol::Error::InvalidAttribute(error) => error.into(),
             lvol::Error::ReservedAttribute => Self::EPERM,

@@ -16,7 +16,7 @@ use super::openings::{Growth, Mode, Openings};
 use super::reply::Reply;
 use super::request::{Caller, Changes, FileHandle, Name, NodeId, Operation, Request, SetTime};
 use super::tree::{self, Listing, Node, Position, attr_out, entry_out, resolve};
-use super::xattr;
+use super::{copy, xattr};
 use crate::block::Durability;
 use crate::hw::dma::DmaBuffer;
 use crate::units::{ByteCount, ByteOffset};
@@ -117,6 +117,7 @@ impl Operations {
             Operation::FAllocate { offset, length, mode } => {
                 self.fallocate(node, offset, length, mode).await
             }
+            Operation::CopyFileRange(range) => copy::whole(&self.catalog, node, range).await,
             Operation::LSeek { offset, whence } => self.lseek(node, offset, whence).await,
             Operation::GetAttr => self.getattr(node).await,
             Operation::SetAttr(changes) => self.setattr(node, caller, changes).await,

@@ -102,6 +102,21 @@ pub struct Changes {
     pub handle: Option<FileHandle>,
 }
 
+/// What COPY_FILE_RANGE copies from the request's node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyRange {
+    /// From here on.
+    pub offset: u64,
+    /// To this node.
+    pub target: NodeId,
+    /// From here on.
+    pub target_offset: u64,
+    /// So many bytes.
+    pub length: u64,
+    /// Whether the answer counts in 64 bits.
+    pub wide: bool,
+}
+
 /// What is asked. Field names are the kernel's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is the kernel's operation of its name, see fuse.h")]
@@ -110,6 +125,7 @@ pub enum Operation {
         name: Name,
     },
     Forget,
+    CopyFileRange(CopyRange),
     GetAttr,
     SetAttr(Changes),
     MkNod {
@@ -374,8 +390,16 @@ fn named(code: u32, arguments: &mut Arguments<'_>) -> Result<Operation, Errno> {
         opcode::LINK | opcode::SYMLINK => Operation::Refused(Errno::EPERM),
         opcode::READLINK => Operation::Refused(Errno::EINVAL),
         opcode::IOCTL => Operation::Refused(Errno::ENOTTY),
-        // `cp` then falls back to reading and writing.
-        opcode::COPY_FILE_RANGE => Operation::Refused(Errno::EOPNOTSUPP),
+        opcode::COPY_FILE_RANGE | opcode::COPY_FILE_RANGE_64 => {
+            let copy: abi::CopyFileRangeIn = arguments.structure()?;
+            Operation::CopyFileRange(CopyRange {
+                offset: copy.off_in,
+                target: NodeId(copy.nodeid_out),
+                target_offset: copy.off_out,
+                length: copy.len,
+                wide: code == opcode::COPY_FILE_RANGE_64,
+            })
+        }
         // The kernel takes ENOSYS for "never ask again".
         _ => Operation::Refused(Errno::ENOSYS),
     })

@@ -116,7 +116,18 @@ async fn describe(catalog: &Catalog, entry: &Arc<Entry>) -> Result<Description, 
     let info = catalog.volume_info(entry).await?;
     let volume = catalog.volume(entry.key()).await?;
     let pool = entry.pool();
+    // Of relatives the names, while they have any.
+    let volumes = catalog.directory().volumes(pool.key());
+    let name_of =
+        |blob| volumes.iter().find(|other| other.blob() == blob).map(|other| other.name());
+    let parent = info.parent.and_then(name_of).or_else(|| {
+        let external = info.external_parent.as_deref()?;
+        Some(format!("external {}", String::from_utf8_lossy(external).trim_end_matches('\0')))
+    });
+    let clones: Vec<String> = info.clones.iter().copied().filter_map(name_of).collect();
     Ok(Description(vec![
+        ("parent", parent.unwrap_or_default()),
+        ("clones", clones.join(" ")),
         ("uuid", entry.uuid().to_string()),
         ("pool", pool.name().to_owned()),
         ("blob", format!("{:#x}", entry.blob().get())),

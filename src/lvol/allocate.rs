@@ -104,7 +104,7 @@ impl<D: BlockDevice> Store<D> {
     ) -> Result<(), Error> {
         let mut at = VolumeCluster(clusters.start);
         while let Some(cluster) = map.find(at, clusters.end, false) {
-            self.place_zeros(&map, cluster).await?;
+            self.place_copy(&map, cluster).await?;
             at = VolumeCluster(cluster.0 + 1);
         }
         Ok(())
@@ -120,6 +120,7 @@ impl<D: BlockDevice> Store<D> {
         let mut at = VolumeCluster(clusters.start);
         while let Some(cluster) = map.find(at, clusters.end, true) {
             at = VolumeCluster(cluster.0 + 1);
+            self.thawed(&map).await;
             if self.unmap_now(&map, cluster)? {
                 continue;
             }
@@ -158,13 +159,35 @@ impl<D: BlockDevice> Store<D> {
     }
 
     /// Gives a cluster a place of its own that reads as zeros, if it has none.
-    async fn place_zeros(&self, map: &Arc<VolumeMap>, cluster: VolumeCluster) -> Result<(), Error> {
-        let Begun::Place(allocation, _) = self.begin(map, cluster).await? else {
+    pub(super) async fn place_zeros(
+        &self,
+        map: &Arc<VolumeMap>,
+        cluster: VolumeCluster,
+    ) -> Result<(), Error> {
+        self.place_whole(map, cluster, |_| Background::Zeros).await
+    }
+
+    /// Gives a cluster a place of its own that reads as before, if it has none.
+    pub(super) async fn place_copy(
+        &self,
+        map: &Arc<VolumeMap>,
+        cluster: VolumeCluster,
+    ) -> Result<(), Error> {
+        self.place_whole(map, cluster, |shown| shown).await
+    }
+
+    async fn place_whole(
+        &self,
+        map: &Arc<VolumeMap>,
+        cluster: VolumeCluster,
+        content: impl FnOnce(Background) -> Background,
+    ) -> Result<(), Error> {
+        let Begun::Place(allocation, shown) = self.begin(map, cluster).await? else {
             return Ok(());
         };
         let place = self.take_cluster().await?;
         let flight = self.tracker.enter();
-        let written = self.fill(place, Background::Zeros, None).await;
+        let written = self.fill(place, content(shown), None).await;
         let installed = self.install(map, cluster, place, written);
         flight.finish();
         drop(allocation);
@@ -178,6 +201,7 @@ impl<D: BlockDevice> Store<D> {
         cluster: VolumeCluster,
     ) -> Result<Begun<'_, D>, Error> {
         loop {
+            self.thawed(map).await;
             let waiting = {
                 let mut state = self.state.borrow_mut();
                 let volume = state.of_map(map)?;

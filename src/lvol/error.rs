@@ -54,14 +54,15 @@ pub enum Error {
         /// What.
         with: &'static str,
     },
-    /// Other volumes depend on this one.
-    #[error("the volume has {clones} clones; the first is blob {:#x}", .first.0)]
+    /// Several other volumes depend on this one.
+    #[error("the volume has {} clones: {}; delete or inflate all but one first", .names.len(), .names.join(", "))]
     HasClones {
-        /// How many.
-        clones: usize,
-        /// One of them.
-        first: BlobId,
+        /// Their names.
+        names: Vec<String>,
     },
+    /// The operation makes no sense for the volume as it is.
+    #[error("{0}")]
+    Unsuitable(&'static str),
     /// A name that cannot be.
     #[error("the name cannot be used")]
     InvalidName(#[from] IdentityError),

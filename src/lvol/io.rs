@@ -221,7 +221,7 @@ impl<D: BlockDevice> VolumeIo<D> {
         durability: Durability,
     ) -> VolumeTransfer {
         let shared = &*self.shared;
-        let checked = self.map.check_write().and_then(|()| self.check(offset, buffer.len() as u64));
+        let checked = self.writable().await.and_then(|()| self.check(offset, buffer.len() as u64));
         if let Err(error) = checked {
             return Err(IoFailure::new(error, buffer));
         }
@@ -284,7 +284,7 @@ impl<D: BlockDevice> VolumeIo<D> {
     /// # Errors
     /// As for [`VolumeIo::write`].
     pub async fn discard(&self, offset: ByteOffset, length: ByteCount) -> Result<(), Error> {
-        self.map.check_write()?;
+        self.writable().await?;
         self.check(offset, length.0)?;
         let (end, size) = (offset.0 + length.0, self.map.cluster_size().0);
         let (first, last) = (offset.0.div_ceil(size), end / size);
@@ -306,7 +306,7 @@ impl<D: BlockDevice> VolumeIo<D> {
     /// # Errors
     /// As for [`VolumeIo::write`].
     pub async fn write_zeroes(&self, offset: ByteOffset, length: ByteCount) -> Result<(), Error> {
-        self.map.check_write()?;
+        self.writable().await?;
         self.check(offset, length.0)?;
         self.zero(offset, length).await
     }
@@ -317,7 +317,7 @@ impl<D: BlockDevice> VolumeIo<D> {
     /// # Errors
     /// As for [`VolumeIo::write`]; the clusters before the failure keep their places.
     pub async fn allocate(&self, offset: ByteOffset, length: ByteCount) -> Result<(), Error> {
-        self.map.check_write()?;
+        self.writable().await?;
         self.check(offset, length.0)?;
         let size = self.map.cluster_size().0;
         let clusters = (offset.0 / size) as u32..(offset.0 + length.0).div_ceil(size) as u32;
@@ -357,6 +357,22 @@ impl<D: BlockDevice> VolumeIo<D> {
         R: Send + 'static,
     {
         self.shared.owner.call(&self.shared.reactor, call).await?
+    }
+
+    /// Waits while the owner has writers wait. Who looks into the map and enters the tracker
+    /// before the next await is seen by a freeze that comes after this.
+    #[inline]
+    async fn writable(&self) -> Result<(), Error> {
+        while !self.map.takes_writes_now() {
+            self.map.check_write()?;
+            let map = Arc::clone(&self.map);
+            let thawed = |store: Rc<Store<D>>| async move {
+                store.thawed(&map).await;
+                Ok(())
+            };
+            self.call(thawed).await?;
+        }
+        Ok(())
     }
 
     #[inline]
@@ -493,6 +509,7 @@ impl<D: BlockDevice> VolumeIo<D> {
         while at < end {
             let (cluster, within) = (VolumeCluster((at / size) as u32), at % size);
             let bytes = (size - within).min(end - at);
+            self.writable().await?;
             let flight = self.shared.tracker.enter();
             match self.map.get(cluster) {
                 Place::None => {

@@ -11,7 +11,7 @@ use crate::block::{BlockDevice, BlockError};
 use crate::units::{BlobId, ByteCount, ClusterCount, ClusterIndex, VolumeCluster};
 
 use super::commit::last_slot;
-use super::error::{Error, Resource};
+use super::error::Error;
 use super::format::{ClearMethod, Mapping, VolumeName, Xattr, Xattrs, blob_id, lvolstore};
 use super::store::Store;
 use super::volume::{Volume, VolumeInfo};
@@ -62,17 +62,10 @@ impl<D: BlockDevice> Store<D> {
         let name = self.free_name(&new.name)?;
         let clusters = self.clusters_for(new.size)?;
         let places = if new.thin { Vec::new() } else { self.take_zeroed(clusters.0).await? };
-        let root = {
+        let root = self.take_root().inspect_err(|_| {
             let mut state = self.state.borrow_mut();
-            let root = if state.allocator.free_pages() < 2 {
-                Err(Error::NoSpace { what: Resource::MetadataPage })
-            } else {
-                state.allocator.take_root_page()
-            };
-            root.inspect_err(|_| {
-                places.iter().for_each(|place| state.allocator.free_cluster(*place));
-            })?
-        };
+            places.iter().for_each(|place| state.allocator.free_cluster(*place));
+        })?;
         let id = blob_id(root);
         let uuid = new.uuid.unwrap_or_else(Uuid::new_v4);
         let mut blob = lvolstore::volume_blob(id, &name, uuid, clusters);
@@ -81,19 +74,26 @@ impl<D: BlockDevice> Store<D> {
         let map = Arc::new(VolumeMap::new(id, &self.layout, &self.fate));
         let mut volume = Volume::new(blob, Arc::clone(&map), name.clone(), clusters);
         volume.root_dirty = true;
-        map_all(&mut volume, 0, &places);
-        {
-            let mut state = self.state.borrow_mut();
-            state.names.insert(name, id);
-            state.volumes.insert(id, volume);
-        }
-        if let Err(error) = self.commit([id]).await {
-            self.forget(id, root);
-            return Err(error);
-        }
+        map_all(&mut volume, 0..clusters.0, &places);
+        self.add_volume(volume, root).await?;
         map.set_clusters(clusters);
         tracing::info!(volume = %new.name, blob = id.0, size = new.size.0, thin = new.thin, "created");
         self.volume(id).ok_or(Error::NotFound)
+    }
+
+    /// Makes a new volume durable, or forgets it.
+    pub(super) async fn add_volume(
+        &self,
+        volume: Volume,
+        root: crate::units::PageIndex,
+    ) -> Result<(), Error> {
+        let id = volume.blob.id;
+        {
+            let mut state = self.state.borrow_mut();
+            state.names.insert(volume.name.clone(), id);
+            state.volumes.insert(id, volume);
+        }
+        self.commit([id]).await.inspect_err(|_| self.forget(id, root))
     }
 
     /// A volume whose first commit failed does not exist. What the medium says of it is unknown if
@@ -113,24 +113,32 @@ impl<D: BlockDevice> Store<D> {
         }
     }
 
-    /// Deletes a volume. On return that is durable; its clusters come back soon after.
+    /// Deletes a volume. On return that is durable; its clusters come back soon after. A snapshot
+    /// with one clone is merged into it (`merge.rs`).
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::HasClones`], [`Error::ReadOnly`] if it shares a cluster or
-    /// page with a volume that is no relative, [`Error::Poisoned`], [`Error::Closed`].
+    /// [`Error::NotFound`], [`Error::HasClones`] if there is more than one, [`Error::ReadOnly`] if
+    /// it shares a cluster or page with a volume that is no relative, [`Error::NoSpace`] if it is
+    /// to be merged and there are no metadata pages, [`Error::Poisoned`], [`Error::Closed`].
     pub async fn delete_volume(&self, id: BlobId) -> Result<(), Error> {
         let _one_at_a_time = self.operations.lock().await;
         self.check_alive()?;
+        let clones = self.state.borrow().clones(id);
+        if let Some(reason) = self.state.borrow().served(id)?.shares() {
+            return Err(Error::ReadOnly { reason });
+        }
+        match clones.as_slice() {
+            [] => {}
+            [clone] => return self.merge_into_clone(id, *clone).await,
+            clones => {
+                let state = self.state.borrow();
+                let name = |id| state.volumes.get(id).map(|clone| clone.name.to_string());
+                return Err(Error::HasClones { names: clones.iter().filter_map(name).collect() });
+            }
+        }
         {
             let mut state = self.state.borrow_mut();
-            let clones = state.clones(id);
-            if let Some(first) = clones.first() {
-                return Err(Error::HasClones { clones: clones.len(), first: *first });
-            }
             let volume = state.served_mut(id)?;
-            if let Some(reason) = volume.shares() {
-                return Err(Error::ReadOnly { reason });
-            }
             volume.deleted = true;
             volume.map.set_flags(DELETED);
             let end = volume.clusters.0;
@@ -162,9 +170,12 @@ impl<D: BlockDevice> Store<D> {
             std::cmp::Ordering::Equal => return Ok(()),
             std::cmp::Ordering::Less => self.shrink(id, wanted)?,
             std::cmp::Ordering::Greater => {
-                let added = if thin { 0 } else { wanted.0 - now.0 };
-                let places = self.take_zeroed(added).await?;
-                self.grow(id, wanted, &places)?;
+                let added: Vec<_> = match thin {
+                    true => self.shown_behind(id, now, wanted)?,
+                    false => (now.0..wanted.0).collect(),
+                };
+                let places = self.take_zeroed(added.len() as u32).await?;
+                self.grow(id, wanted, &added, &places)?;
             }
         }
         let committed = self.commit([id]).await;
@@ -189,7 +200,30 @@ impl<D: BlockDevice> Store<D> {
         Ok(())
     }
 
-    fn grow(&self, id: BlobId, wanted: ClusterCount, places: &[ClusterIndex]) -> Result<(), Error> {
+    /// Clusters behind the end of a clone where its parent would show: they get zeros.
+    fn shown_behind(
+        &self,
+        id: BlobId,
+        now: ClusterCount,
+        wanted: ClusterCount,
+    ) -> Result<Vec<u32>, Error> {
+        let state = self.state.borrow();
+        let parent = state.served(id)?.blob.parent();
+        let Some(parent) = parent.and_then(|parent| state.volumes.get(&parent)) else {
+            return Ok(Vec::new());
+        };
+        let end = wanted.0.min(parent.clusters.0);
+        let shows = |at: &u32| parent.map.get(VolumeCluster(*at)) != Place::None;
+        Ok((now.0..end).filter(shows).collect())
+    }
+
+    fn grow(
+        &self,
+        id: BlobId,
+        wanted: ClusterCount,
+        added: &[u32],
+        places: &[ClusterIndex],
+    ) -> Result<(), Error> {
         let mut state = self.state.borrow_mut();
         let volume = match state.served_mut(id) {
             Ok(volume) => volume,
@@ -201,11 +235,10 @@ impl<D: BlockDevice> Store<D> {
         // The old last extent page gets more entries.
         let last = last_slot(volume);
         volume.dirty.extend(last);
-        let first = volume.clusters.0;
         volume.map.change();
         volume.clusters = wanted;
         volume.root_dirty = true;
-        map_all(volume, first, places);
+        map_all(volume, added.iter().copied(), places);
         Ok(())
     }
 
@@ -340,7 +373,7 @@ impl<D: BlockDevice> Store<D> {
         committed
     }
 
-    fn free_name(&self, name: &str) -> Result<VolumeName, Error> {
+    pub(super) fn free_name(&self, name: &str) -> Result<VolumeName, Error> {
         let valid = VolumeName::new(name)?;
         if self.state.borrow().names.contains_key(&valid) {
             return Err(Error::Exists { name: name.to_owned() });
@@ -384,16 +417,16 @@ impl<D: BlockDevice> Store<D> {
     }
 }
 
-/// Gives consecutive clusters of a volume their places.
-fn map_all(volume: &mut Volume, first: u32, places: &[ClusterIndex]) {
-    for (cluster, place) in (first..).map(VolumeCluster).zip(places) {
+/// Gives clusters of a volume their places.
+fn map_all(volume: &mut Volume, clusters: impl Iterator<Item = u32>, places: &[ClusterIndex]) {
+    for (cluster, place) in clusters.map(VolumeCluster).zip(places) {
         volume.map.set(cluster, Place::Own(*place));
         volume.touch(cluster);
     }
 }
 
 /// Takes the places of clusters away; an extent table forgets those beyond its end by itself.
-fn drop_from(volume: &mut Volume, first: u32, end: u32) {
+pub(super) fn drop_from(volume: &mut Volume, first: u32, end: u32) {
     let mut at = VolumeCluster(first);
     while let Some(cluster) = volume.map.find(at, end, true) {
         volume.unmap(cluster);

@@ -31,6 +31,8 @@ pub(super) struct Reclaims {
     /// Clusters that wait or are being cleared.
     clusters: Cell<u32>,
     waiting: RefCell<Vec<oneshot::Sender<()>>>,
+    /// Held while reactors are drained: a tracker has two epochs.
+    quiescing: async_lock::Mutex<()>,
 }
 
 impl Reclaims {
@@ -147,6 +149,7 @@ impl<D: BlockDevice> Store<D> {
 
     /// Waits until every reactor has ended the I/O it began before; false if one never will.
     pub(super) async fn quiesce(&self) -> bool {
+        let _one_at_a_time = self.reclaims.quiescing.lock().await;
         let trackers = self.state.borrow().trackers.clone();
         let drains = trackers.iter().map(|tracker| tracker.call(&self.reactor, Tracker::drain));
         join_all(drains).await.into_iter().all(|drained| drained == Ok(true))

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
+use futures_channel::oneshot;
 use uuid::Uuid;
 
 use crate::block::{BlockDevice, BlockError};
@@ -47,6 +48,8 @@ pub struct Store<D> {
     pub(super) commits: Commits,
     pub(super) reclaims: Reclaims,
     pub(super) scrubs: Scrubs,
+    /// Writers that wait for a volume to be thawed.
+    pub(super) thaws: RefCell<Vec<oneshot::Sender<()>>>,
     /// I/O that the owner does for others.
     pub(super) tracker: Rc<Tracker>,
     counters: Cell<StoreCounters>,
@@ -146,7 +149,9 @@ pub struct StoreCounters {
 
 impl<D: BlockDevice> Store<D> {
     /// Opens the pool on `device`. A pool that was not closed cleanly is recovered from its
-    /// metadata pages; nothing is written by that. What cannot be served is in quarantine.
+    /// metadata pages; nothing is written by that, unless the making or the deletion of a snapshot
+    /// was interrupted: it is ended, and that is durable on return. What cannot be served is in
+    /// quarantine.
     ///
     /// # Errors
     /// [`Error::SuperBlock`] and [`Error::SuperBlob`] if there is no pool here that could be
@@ -159,7 +164,23 @@ impl<D: BlockDevice> Store<D> {
         let io = MetadataIo::new(device, arena)?;
         let fate = Arc::default();
         let recovered = super::recover::recover(&io, &fate).await?;
-        Ok(Self::new(io, reactor, fate, recovered))
+        let store = Self::new(io, reactor, fate, recovered);
+        store.end_interrupted().await?;
+        Ok(store)
+    }
+
+    /// Writes how interrupted snapshot operations ended. Nothing else is dirty at this time.
+    async fn end_interrupted(&self) -> Result<(), Error> {
+        let dirty: Vec<_> = self.state.borrow().dirty_volumes().collect();
+        if dirty.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(volumes = dirty.len(), "ending interrupted snapshot operations");
+        match self.commit(dirty).await {
+            // It can wait until there is room; nobody depends on it.
+            Err(Error::NoSpace { .. }) => Ok(()),
+            ended => ended.inspect_err(|_| self.end()),
+        }
     }
 
     fn new(
@@ -195,6 +216,7 @@ impl<D: BlockDevice> Store<D> {
             commits: Commits::default(),
             reclaims: Reclaims::default(),
             scrubs: Scrubs::default(),
+            thaws: RefCell::default(),
             tracker,
             counters: Cell::default(),
             remote: RefCell::default(),

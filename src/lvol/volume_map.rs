@@ -78,6 +78,8 @@ pub(super) const CLOSED: u32 = 1 << 3;
 pub(super) const EXTERNAL: u32 = 1 << 4;
 /// Clusters may be without a place.
 pub(super) const THIN: u32 = 1 << 5;
+/// Writers wait: the owner is changing whose the clusters are.
+pub(super) const FROZEN: u32 = 1 << 6;
 
 /// What befell the pool, for the maps of all its volumes: the error of the first failed flush or
 /// metadata write.
@@ -207,6 +209,17 @@ impl VolumeMap {
         }
     }
 
+    /// Whether a write can begin right now: nothing refuses it and nothing makes it wait.
+    #[inline]
+    pub(super) fn takes_writes_now(&self) -> bool {
+        self.flags() & (READ_ONLY | DELETED | POISONED | CLOSED | FROZEN) == 0
+    }
+
+    /// Whether writers have to wait.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.flags() & FROZEN != 0
+    }
+
     /// Whether a flush can be answered with good conscience: what was written and is not yet
     /// durable may never be, once the pool is poisoned.
     #[inline]
@@ -286,6 +299,29 @@ impl VolumeMap {
             std::cmp::Ordering::Equal => 0,
         };
         before
+    }
+
+    /// Shows the places of a parent, its own parents' included, below `end` where this volume has
+    /// none of its own; what showed there before is gone. [`VolumeMap::change`] comes first.
+    pub(super) fn show_parent(&self, parent: Option<&Self>, end: u32) {
+        let mut at = VolumeCluster(0);
+        while let Some(cluster) = self.find(at, end, true) {
+            if let Place::Parent(_) = self.get(cluster) {
+                self.set(cluster, Place::None);
+            }
+            at = VolumeCluster(cluster.0 + 1);
+        }
+        let Some(parent) = parent else { return };
+        let end = end.min(parent.clusters().0);
+        let mut at = VolumeCluster(0);
+        while let Some(cluster) = parent.find(at, end, true) {
+            if let (Place::None, Place::Own(place) | Place::Parent(place)) =
+                (self.get(cluster), parent.get(cluster))
+            {
+                self.set(cluster, Place::Parent(place));
+            }
+            at = VolumeCluster(cluster.0 + 1);
+        }
     }
 
     #[inline]

@@ -246,7 +246,7 @@ impl Catalog {
     }
 
     /// Runs `call` on the reactor that owns the volume's pool.
-    async fn ask<F, Fut, R>(&self, entry: &Arc<Entry>, call: F) -> Result<R, Error>
+    pub(super) async fn ask<F, Fut, R>(&self, entry: &Arc<Entry>, call: F) -> Result<R, Error>
     where
         F: FnOnce(Rc<PoolOwner>, Arc<Entry>) -> Fut + Send + 'static,
         Fut: Future<Output = Result<R, Error>> + 'static,

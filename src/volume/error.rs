@@ -23,12 +23,9 @@ pub enum Error {
     /// The name is reserved for volumes that lost theirs while they were open.
     #[error("names that begin with \"{}\" are reserved", super::owner::UNLINKED_PREFIX)]
     ReservedName,
-    /// The volume has clones, so it cannot be deleted.
-    #[error("the volume has {clones} clones")]
-    HasClones {
-        /// How many.
-        clones: usize,
-    },
+    /// The two volumes are in different pools.
+    #[error("the volumes are in different pools")]
+    OtherPool,
     /// No DMA memory is left for the operation.
     #[error("no DMA memory left for {bytes} bytes")]
     NoMemory {

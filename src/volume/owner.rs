@@ -27,10 +27,10 @@ pub const USER_PREFIX: &str = "user.";
 
 /// The owner of a pool. Lives on one reactor; others call it through [`Pool::owner`].
 pub struct PoolOwner {
-    store: Rc<Store>,
+    pub(super) store: Rc<Store>,
     directory: Directory,
     defaults: Attributes,
-    names: async_lock::Mutex<()>,
+    pub(super) names: async_lock::Mutex<()>,
 }
 
 /// A volume to create.
@@ -145,7 +145,11 @@ impl PoolOwner {
         self.add(pool, &info)
     }
 
-    fn add(&self, pool: &Pool, info: &VolumeInfo) -> Result<std::sync::Arc<Entry>, Error> {
+    pub(super) fn add(
+        &self,
+        pool: &Pool,
+        info: &VolumeInfo,
+    ) -> Result<std::sync::Arc<Entry>, Error> {
         let stored = self.xattr(info.id, ATTRIBUTE)?;
         let attributes = stored.map_or_else(
             || self.defaults.clone(),
@@ -160,16 +164,18 @@ impl PoolOwner {
     /// Deletes a volume, or takes its name away if it is open. Durable on return.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it has no name any more, [`Error::HasClones`], [`Error::Store`].
+    /// [`Error::NotFound`] if it has no name any more; [`Error::Store`], among others if it has
+    /// several clones, or is read-only and open.
     pub async fn delete(&self, entry: &Entry) -> Result<(), Error> {
         let _names = self.names.lock().await;
         self.delete_named(entry).await
     }
 
     async fn delete_named(&self, entry: &Entry) -> Result<(), Error> {
-        let clones = self.volume_info(entry)?.clones.len();
-        if clones > 0 {
-            return Err(Error::HasClones { clones });
+        let info = self.volume_info(entry)?;
+        if info.read_only.is_some() && entry.openings() > 0 {
+            // It cannot be renamed, so it cannot live on without a name.
+            return Err(lvol::Error::Busy { with: "use of the read-only volume" }.into());
         }
         match entry.prepare_deletion()? {
             Deletion::Now => {
@@ -177,8 +183,8 @@ impl PoolOwner {
                     entry.abandon_deletion();
                     return Err(error.into());
                 }
-                self.directory.remove_name(entry);
-                self.directory.remove_volume(entry);
+                self.forget(entry);
+                self.tidy_copy(info.parent).await;
                 Ok(())
             }
             Deletion::WhenClosed => {
@@ -193,13 +199,25 @@ impl PoolOwner {
         }
     }
 
+    pub(super) fn forget(&self, entry: &Entry) {
+        self.directory.remove_name(entry);
+        self.directory.remove_volume(entry);
+    }
+
+    pub(super) fn find_blob(&self, blob: BlobId) -> Option<std::sync::Arc<Entry>> {
+        let pool = self.directory.find_pool(&self.store.info().name)?;
+        self.directory.volumes(pool.key()).into_iter().find(|entry| entry.blob() == blob)
+    }
+
     /// Deletes a volume that lost its name while it was open, and that nobody has open any more.
     ///
     /// # Errors
     /// [`Error::Store`]; the next opening of the pool tries again.
     pub async fn delete_unlinked(&self, entry: &Entry) -> Result<(), Error> {
+        let parent = self.store.volume(entry.blob()).and_then(|info| info.parent);
         self.store.delete_volume(entry.blob()).await?;
         self.directory.remove_volume(entry);
+        self.tidy_copy(parent).await;
         Ok(())
     }
 
@@ -207,8 +225,7 @@ impl PoolOwner {
     /// of the new name is deleted first: a power cut in between leaves the old name alone.
     ///
     /// # Errors
-    /// [`Error::ReservedName`], [`Error::NotFound`], [`Error::HasClones`] of the volume that
-    /// would be replaced, [`Error::Store`].
+    /// [`Error::ReservedName`], [`Error::NotFound`], [`Error::Store`].
     pub async fn rename(&self, entry: &Entry, name: &str, replace: Replace) -> Result<(), Error> {
         let _names = self.names.lock().await;
         check_name(name)?;
@@ -329,6 +346,6 @@ pub fn is_file_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
 }
 
-fn check_name(name: &str) -> Result<(), Error> {
+pub(super) fn check_name(name: &str) -> Result<(), Error> {
     if name.starts_with(UNLINKED_PREFIX) { Err(Error::ReservedName) } else { Ok(()) }
 }

@@ -6,3 +6,4 @@ mod model;
 mod operations;
 mod power_cut;
 mod scrub;
+mod snapshots;

@@ -249,7 +249,7 @@ pub struct Blob {
     /// What the lvolstore keeps with it.
     pub xattrs: Xattrs,
     /// What the blobstore keeps with it.
-    pub(super) internal: Xattrs,
+    pub(in crate::lvol) internal: Xattrs,
     /// Where its clusters are.
     pub mapping: Mapping,
     /// The metadata pages after the root, in order.

@@ -26,7 +26,7 @@ pub(super) fn relate(
     }
     let names = take_names(&mut loaded, own_blob)?;
     let order = parents_first(&mut loaded);
-    let mut volumes = BTreeMap::new();
+    let mut volumes: BTreeMap<BlobId, Volume> = BTreeMap::new();
     let mut owners = Owners::default();
     for id in order {
         let (Some(LoadedBlob { blob, map }), Some(name)) =
@@ -38,7 +38,7 @@ pub(super) fn relate(
         let shared = Arc::new(VolumeMap::new(id, &loaded.layout, fate));
         let parent = blob.parent().and_then(|parent| volumes.get(&parent));
         let clusters = map.clusters();
-        show_parent(&shared, parent, clusters.0);
+        shared.show_parent(parent.map(|parent| &*parent.map), clusters.0);
         let mut volume = Volume::new(blob, shared, name.clone(), clusters);
         volume.root_dirty = interrupted.kept.contains(&id);
         owners.own(&mut volume, &map, &mut volumes);
@@ -140,19 +140,6 @@ fn parents_first(loaded: &mut Loaded) -> Vec<BlobId> {
         }
     }
     order
-}
-
-/// Puts the places of a parent, its own parents' included, into the map of a clone.
-fn show_parent(map: &VolumeMap, parent: Option<&Volume>, clusters: u32) {
-    let Some(parent) = parent else { return };
-    let end = clusters.min(parent.clusters.0);
-    let mut at = VolumeCluster(0);
-    while let Some(cluster) = parent.map.find(at, end, true) {
-        if let Place::Own(place) | Place::Parent(place) = parent.map.get(cluster) {
-            map.set(cluster, Place::Parent(place));
-        }
-        at = VolumeCluster(cluster.0 + 1);
-    }
 }
 
 /// Who owns each cluster and each metadata page.

@@ -18,6 +18,11 @@ pub(crate) struct Span {
 }
 
 impl Span {
+    /// Before every cut.
+    const fn always() -> Self {
+        Self { began: 0, ended: 0, first_command: 0, last_command: 0 }
+    }
+
     fn begun(self, cut: u64) -> bool {
         self.first_command < cut
     }
@@ -75,6 +80,17 @@ impl ModelVolume {
             blocks: BTreeMap::new(),
             fsyncs: Vec::new(),
         }
+    }
+
+    /// A snapshot or a clone: what the volume holds now, durable when it is there at all.
+    pub(crate) fn copy(&self, created: Span, name: String) -> Self {
+        let mut copy = Self::new(created, name, self.clusters());
+        for block in self.blocks.keys() {
+            let write = Write { span: created, value: self.value(*block), durable: true };
+            let base = Write { span: Span::always(), ..write };
+            copy.blocks.insert(*block, vec![base, write]);
+        }
+        copy
     }
 
     pub(crate) fn exists(&self) -> bool {

@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use lvolfs::block::{Discard, Durability};
 use lvolfs::lvol::format::LayoutOptions;
 use lvolfs::lvol::validate::Finding;
-use lvolfs::lvol::{Error, FormatOptions, NewVolume, Store, VolumeIo};
+use lvolfs::lvol::{Error, FormatOptions, NewRelative, NewVolume, ReadOnlyReason, Store, VolumeIo};
 use lvolfs::sim::{SimChannel, SimDisk, SimOptions};
 use lvolfs::units::{BlobId, ByteCount, ByteOffset, ClusterCount};
 use uuid::Uuid;
@@ -100,19 +100,34 @@ impl Run {
         Some((volume.uuid.unwrap(), volume.id))
     }
 
+    /// One that takes writes.
+    fn any_writable(&self) -> Option<(Uuid, BlobId)> {
+        let mut volumes = self.store().volumes();
+        volumes.retain(|volume| volume.read_only.is_none());
+        if volumes.is_empty() {
+            return None;
+        }
+        let volume = &volumes[self.random(volumes.len() as u64) as usize];
+        Some((volume.uuid.unwrap(), volume.id))
+    }
+
     fn io(&self, id: BlobId) -> VolumeIo<SimChannel> {
         let pool = self.pool.borrow();
         pool.io.volume_of(pool.store.map(id).unwrap())
     }
 
     async fn step(&self) {
-        match self.random(20) {
+        match self.random(26) {
             0 | 1 => self.create().await,
             2 => self.delete().await,
             3 => self.rename().await,
             4 | 5 => self.resize().await,
             6 if self.random(2) == 0 => self.reopen().await,
             7..=9 => self.fsync().await,
+            10 | 11 => self.snapshot().await,
+            12 => self.clone_one().await,
+            13 => self.leave_parent(true).await,
+            14 => self.leave_parent(false).await,
             _ => self.batch().await,
         }
     }
@@ -138,14 +153,75 @@ impl Run {
 
     async fn delete(&self) {
         let Some((uuid, id)) = self.any() else { return };
+        let clones = self.store().volume(id).unwrap().clones;
         let beginning = self.begin();
-        self.store().delete_volume(id).await.unwrap();
+        let deleted = self.store().delete_volume(id).await;
         let span = self.end(beginning);
-        self.change(uuid, |volume| volume.delete(span));
+        match deleted {
+            Ok(()) => self.change(uuid, |volume| volume.delete(span)),
+            Err(Error::HasClones { names }) => assert!(names.len() > 1 && clones.len() > 1),
+            Err(error) => assert!(matches!(error, Error::NoSpace { .. }), "{error}"),
+        }
+    }
+
+    /// A snapshot is what the volume was, flushed.
+    async fn snapshot(&self) {
+        let Some((uuid, id)) = self.any_writable() else { return };
+        let serial = self.fresh();
+        let (name, snapshot) = (format!("snapshot {serial}"), Uuid::from_u128(u128::from(serial)));
+        let new = NewRelative { uuid: Some(snapshot), ..NewRelative::named(&name) };
+        let beginning = self.begin();
+        let made = self.store().snapshot_volume(id, new).await;
+        let span = self.end(beginning);
+        match made {
+            Ok(_) => self.relate(uuid, snapshot, span, name),
+            Err(error) => assert!(matches!(error, Error::NoSpace { .. }), "{error}"),
+        }
+    }
+
+    fn relate(&self, from: Uuid, to: Uuid, span: Span, name: String) {
+        let mut model = self.model.borrow_mut();
+        let original = model.get_mut(&from).unwrap();
+        let copy = original.copy(span, name);
+        original.fsync(span);
+        model.insert(to, copy);
+    }
+
+    async fn clone_one(&self) {
+        let volumes = self.store().volumes();
+        let Some(snapshot) = volumes.iter().find(|volume| volume.read_only.is_some()) else {
+            return;
+        };
+        let serial = self.fresh();
+        let (name, clone) = (format!("clone {serial}"), Uuid::from_u128(u128::from(serial)));
+        let new = NewRelative { uuid: Some(clone), ..NewRelative::named(&name) };
+        let beginning = self.begin();
+        let made = self.store().clone_volume(snapshot.id, new).await;
+        let span = self.end(beginning);
+        match made {
+            Ok(_) => self.relate(snapshot.uuid.unwrap(), clone, span, name),
+            Err(error) => assert!(matches!(error, Error::NoSpace { .. }), "{error}"),
+        }
+    }
+
+    async fn leave_parent(&self, inflate: bool) {
+        let Some((uuid, id)) = self.any_writable() else { return };
+        let parent = self.store().volume(id).unwrap().parent;
+        let beginning = self.begin();
+        let left = match inflate {
+            true => self.store().inflate_volume(id).await,
+            false => self.store().decouple_volume(id).await,
+        };
+        let span = self.end(beginning);
+        match left {
+            Ok(()) => self.change(uuid, |volume| volume.fsync(span)),
+            Err(Error::Unsuitable(_)) => assert!(!inflate && parent.is_none()),
+            Err(error) => assert!(matches!(error, Error::NoSpace { .. }), "{error}"),
+        }
     }
 
     async fn rename(&self) {
-        let Some((uuid, id)) = self.any() else { return };
+        let Some((uuid, id)) = self.any_writable() else { return };
         let name = format!("renamed {}", self.fresh());
         let beginning = self.begin();
         self.store().rename_volume(id, &name).await.unwrap();
@@ -154,7 +230,7 @@ impl Run {
     }
 
     async fn resize(&self) {
-        let Some((uuid, id)) = self.any() else { return };
+        let Some((uuid, id)) = self.any_writable() else { return };
         let clusters = self.random(14);
         let beginning = self.begin();
         let resized = self.store().resize_volume(id, ByteCount(clusters * CLUSTER)).await;
@@ -194,7 +270,7 @@ impl Run {
         let mut tasks: Vec<std::pin::Pin<Box<dyn Future<Output = ()> + '_>>> = Vec::new();
         let mut taken = std::collections::BTreeSet::new();
         for _ in 0..=self.random(6) {
-            let Some((uuid, id)) = self.any() else { return };
+            let Some((uuid, id)) = self.any_writable() else { return };
             let blocks = self.model.borrow()[&uuid].clusters() * PER_CLUSTER;
             if blocks == 0 || self.random(8) == 0 {
                 tasks.push(Box::pin(self.fsync_of(uuid, id)));
@@ -288,7 +364,7 @@ async fn found(bench: &Bench, disk: &SimDisk, free: Option<ClusterCount>) -> Fou
     assert_eq!(pool.store.quarantined(), []);
     let mut found = Found::new();
     for info in pool.store.volumes() {
-        assert_eq!(info.read_only, None, "{info:?}");
+        assert!(matches!(info.read_only, None | Some(ReadOnlyReason::Marked)), "{info:?}");
         let content = pool.content(&pool.volume(&info.name).await).await.unwrap();
         let values = content.chunks_exact(BLOCK).map(value_of).collect();
         found.insert(info.uuid.unwrap(), (info.name, info.size.0 / CLUSTER, values));
@@ -304,7 +380,12 @@ async fn found(bench: &Bench, disk: &SimDisk, free: Option<ClusterCount>) -> Fou
 async fn examine(bench: &Bench, model: &BTreeMap<Uuid, ModelVolume>, cut: u64, disk: &SimDisk) {
     let report = validated(disk);
     assert_eq!(report.errors().collect::<Vec<_>>(), Vec::<&Finding>::new());
-    let first = found(bench, disk, Some(report.free_clusters)).await;
+    // Ending an interrupted deletion frees more.
+    let unfinished = |finding: &Finding| {
+        matches!(finding, Finding::SnapshotUnfinished { .. } | Finding::DeletionUnfinished { .. })
+    };
+    let free = (!report.findings.iter().any(unfinished)).then_some(report.free_clusters);
+    let first = found(bench, disk, free).await;
     for (uuid, (name, clusters, values)) in &first {
         let volume = model.get(uuid).unwrap_or_else(|| panic!("{name} was never made"));
         assert!(volume.existence(cut).0, "{name} should not be there");

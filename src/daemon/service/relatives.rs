@@ -1,0 +1,42 @@
+//! Snapshots, clones and parents of volumes.
+
+use uuid::Uuid;
+
+use super::{Answer, DaemonService};
+use crate::control::RelativeMethods;
+use crate::control::types::{CloneLvol, SelectLvol, SetParent, SnapshotLvol};
+
+impl RelativeMethods for DaemonService {
+    fn bdev_lvol_snapshot(&self, parameters: SnapshotLvol) -> Answer<Uuid> {
+        let (entry, name) = (self.volume(&parameters.lvol_name)?, parameters.snapshot_name);
+        let made =
+            self.operate(move |catalog| async move { catalog.snapshot(&entry, &name).await })?;
+        Ok(made.uuid())
+    }
+
+    fn bdev_lvol_clone(&self, parameters: CloneLvol) -> Answer<Uuid> {
+        let (entry, name) = (self.volume(&parameters.snapshot_name)?, parameters.clone_name);
+        let made =
+            self.operate(move |catalog| async move { catalog.clone_volume(&entry, &name).await })?;
+        Ok(made.uuid())
+    }
+
+    fn bdev_lvol_inflate(&self, parameters: SelectLvol) -> Answer<bool> {
+        let entry = self.volume(&parameters.name)?;
+        self.operate(move |catalog| async move { catalog.inflate(&entry).await })?;
+        Ok(true)
+    }
+
+    fn bdev_lvol_decouple_parent(&self, parameters: SelectLvol) -> Answer<bool> {
+        let entry = self.volume(&parameters.name)?;
+        self.operate(move |catalog| async move { catalog.decouple(&entry).await })?;
+        Ok(true)
+    }
+
+    fn bdev_lvol_set_parent(&self, parameters: SetParent) -> Answer<bool> {
+        let entry = self.volume(&parameters.lvol_name)?;
+        let parent = self.volume(&parameters.parent_name)?;
+        self.operate(move |catalog| async move { catalog.set_parent(&entry, &parent).await })?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,205 @@
+//! Making a volume independent of its parent, or dependent on another one.
+//!
+//! Inflating and decoupling copy cluster by cluster, as first writes do, while all I/O goes on.
+//! A crash meanwhile leaves a clone that has more clusters of its own than before. When nothing is
+//! left to copy, one commit of the volume's root ends it: extent pages, FLUSH, root, FLUSH.
+
+use std::sync::Arc;
+
+use futures_util::stream::{self, StreamExt};
+
+use crate::block::BlockDevice;
+use crate::units::{BlobId, VolumeCluster};
+
+use super::error::Error;
+use super::snapshot::check_parent;
+use super::store::{State, Store};
+use super::volume_map::{Place, VolumeMap};
+
+/// Clusters copied at once.
+const COPY_DEPTH: usize = 4;
+/// Clusters that are looked up at once.
+const COPY_BATCH: usize = 256;
+/// Rounds of copying beside other operations; after that they wait, so that it ends.
+const SHARED_ROUNDS: usize = 3;
+
+/// How a volume leaves its parent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// Every cluster becomes its own.
+    Inflate,
+    /// The parent's own clusters are copied; the grandparent is the parent then.
+    Decouple,
+}
+
+impl<D: BlockDevice> Store<D> {
+    /// Gives a volume every cluster of its size, copied from its parents or zeroed. It is thick
+    /// then and has no parent. On return it is durable. I/O goes on.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::ReadOnly`], [`Error::NoSpace`] (the volume reads as before and
+    /// keeps what was copied), [`Error::ExternalParent`], [`Error::Device`], [`Error::Poisoned`],
+    /// [`Error::Closed`].
+    pub async fn inflate_volume(&self, id: BlobId) -> Result<(), Error> {
+        self.leave_parent(id, Leaving::Inflate).await
+    }
+
+    /// Copies what a volume shows of its parent; its grandparent, if there is one, is its parent
+    /// then. On return it is durable. I/O goes on.
+    ///
+    /// # Errors
+    /// As for [`Store::inflate_volume`], and [`Error::Unsuitable`] if it has no parent.
+    pub async fn decouple_volume(&self, id: BlobId) -> Result<(), Error> {
+        self.leave_parent(id, Leaving::Decouple).await
+    }
+
+    async fn leave_parent(&self, id: BlobId, leaving: Leaving) -> Result<(), Error> {
+        let map = {
+            let state = self.state.borrow();
+            let volume = state.served(id)?;
+            volume.check_change()?;
+            let blob = &volume.blob;
+            let has_parent = blob.parent().is_some() || blob.external_parent().is_some();
+            if leaving == Leaving::Decouple && !has_parent {
+                return Err(Error::Unsuitable("the volume has no parent"));
+            }
+            Arc::clone(&volume.map)
+        };
+        for _ in 0..SHARED_ROUNDS {
+            self.copy_all(&map, leaving).await?;
+            let _one_at_a_time = self.operations.lock().await;
+            self.check_alive()?;
+            if self.left(&map, leaving)? {
+                return self.commit([id]).await;
+            }
+        }
+        let _one_at_a_time = self.operations.lock().await;
+        loop {
+            self.check_alive()?;
+            self.copy_all(&map, leaving).await?;
+            if self.left(&map, leaving)? {
+                return self.commit([id]).await;
+            }
+        }
+    }
+
+    /// Copies what there is to copy.
+    async fn copy_all(&self, map: &Arc<VolumeMap>, leaving: Leaving) -> Result<(), Error> {
+        let mut at = VolumeCluster(0);
+        loop {
+            let batch = self.state.borrow_mut().to_copy(map, leaving, at, COPY_BATCH)?;
+            let Some(last) = batch.last().copied() else { return Ok(()) };
+            let copies = batch.into_iter().map(|cluster| self.place_copy(map, cluster));
+            // All run to their end, whatever becomes of one of them.
+            let results: Vec<_> = stream::iter(copies).buffer_unordered(COPY_DEPTH).collect().await;
+            results.into_iter().collect::<Result<(), _>>()?;
+            at = VolumeCluster(last.0 + 1);
+        }
+    }
+
+    /// Cuts the tie in memory if nothing is left to copy.
+    fn left(&self, map: &Arc<VolumeMap>, leaving: Leaving) -> Result<bool, Error> {
+        let mut state = self.state.borrow_mut();
+        if !state.to_copy(map, leaving, VolumeCluster(0), 1)?.is_empty() {
+            return Ok(false);
+        }
+        let parent = state.of_map(map)?.blob.parent();
+        let parent = parent.and_then(|parent| state.volumes.get(&parent));
+        let (grandparent, external) = match (leaving, parent) {
+            (Leaving::Decouple, Some(parent)) => {
+                (parent.blob.parent(), parent.blob.external_parent().map(<[u8]>::to_vec))
+            }
+            _ => (None, None),
+        };
+        let volume = state.of_map(map)?;
+        volume.check_change()?;
+        volume.map.change();
+        volume.blob.set_parent(grandparent);
+        volume.blob.set_external_parent(external.as_deref())?;
+        if leaving == Leaving::Inflate {
+            volume.blob.flags.thin = false;
+        }
+        volume.root_dirty = true;
+        volume.show_flags();
+        tracing::info!(volume = %volume.name, blob = volume.blob.id.0, "left its parent");
+        Ok(true)
+    }
+
+    /// Makes a thin volume a clone of a snapshot of the same size: what the volume has of its own
+    /// stays, everything else reads as the snapshot does. On return it is durable.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::ReadOnly`], [`Error::Unsuitable`], [`Error::NoSpace`],
+    /// [`Error::Busy`], [`Error::Poisoned`], [`Error::Closed`].
+    pub async fn set_parent(&self, id: BlobId, parent: BlobId) -> Result<(), Error> {
+        let _one_at_a_time = self.operations.lock().await;
+        self.check_alive()?;
+        let (map, shown) = {
+            let state = self.state.borrow();
+            let (volume, parent) = (state.served(id)?, state.served(parent)?);
+            volume.check_change()?;
+            check_parent(parent)?;
+            if !volume.blob.flags.thin {
+                return Err(Error::Unsuitable("a thick volume cannot have a parent"));
+            }
+            if volume.clusters != parent.clusters {
+                return Err(Error::Unsuitable("volume and snapshot differ in size"));
+            }
+            (Arc::clone(&volume.map), Arc::clone(&parent.map))
+        };
+        let frozen = self.freeze(&map).await?;
+        let before = {
+            let mut state = self.state.borrow_mut();
+            let volume = state.served_mut(id)?;
+            let before = (volume.blob.internal.clone(), volume.blob.flags);
+            volume.blob.set_external_parent(None)?;
+            volume.blob.set_parent(Some(parent));
+            volume.root_dirty = true;
+            before
+        };
+        if let Err(error) = self.commit([id]).await {
+            if let Ok(volume) = self.state.borrow_mut().served_mut(id) {
+                (volume.blob.internal, volume.blob.flags) = before;
+            }
+            return Err(error);
+        }
+        map.change();
+        map.show_parent(Some(&shown), map.clusters().0);
+        map.set_durable(map.version());
+        self.state.borrow().served(id)?.show_flags();
+        drop(frozen);
+        tracing::info!(blob = id.0, parent = parent.0, "has another parent");
+        Ok(())
+    }
+}
+
+impl State {
+    /// The first clusters from `from` on that must be copied before the volume can leave its parent.
+    fn to_copy(
+        &mut self,
+        map: &Arc<VolumeMap>,
+        leaving: Leaving,
+        from: VolumeCluster,
+        limit: usize,
+    ) -> Result<Vec<VolumeCluster>, Error> {
+        let volume = self.of_map(map)?;
+        let (end, parent) = (volume.clusters.0, volume.blob.parent());
+        let volume = self.served(map.blob())?;
+        let parent = parent.and_then(|parent| self.volumes.get(&parent));
+        let grandparent = parent.and_then(|parent| parent.blob.parent());
+        let grandparent = grandparent.and_then(|grandparent| self.volumes.get(&grandparent));
+        let wanted = |cluster: VolumeCluster| match (leaving, volume.map.get(cluster)) {
+            (_, Place::Own(_)) => false,
+            (Leaving::Inflate, _) => true,
+            (Leaving::Decouple, Place::Parent(place)) => {
+                parent.is_some_and(|parent| parent.map.get(cluster) == Place::Own(place))
+            }
+            // What the parent hides of the grandparent stays hidden.
+            (Leaving::Decouple, Place::None) => grandparent.is_some_and(|grandparent| {
+                cluster.0 < grandparent.clusters.0 && grandparent.map.get(cluster) != Place::None
+            }),
+        };
+        let clusters = (from.0..end).map(VolumeCluster);
+        Ok(clusters.filter(|cluster| wanted(*cluster)).take(limit).collect())
+    }
+}

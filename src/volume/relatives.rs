@@ -1,0 +1,205 @@
+//! Snapshots, clones and parents of volumes, on the pool's owner reactor and for one reactor.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::attributes::ATTRIBUTE;
+use super::catalog::Catalog;
+use super::directory::Entry;
+use super::error::Error;
+use super::owner::{PoolOwner, check_name};
+use crate::lvol::format::Xattr;
+use crate::lvol::{self, NewRelative};
+use crate::units::ByteCount;
+
+/// Names of the snapshots that copying a whole volume makes; its UUID follows. Front ends do not
+/// list them before other volumes, and they go when nothing depends on them any more.
+pub(super) const COPY_PREFIX: &str = ".copy-";
+/// The write permissions.
+const WRITE_BITS: u32 = 0o222;
+
+impl PoolOwner {
+    /// Makes a read-only snapshot of a volume; durable on return.
+    ///
+    /// # Errors
+    /// [`Error::ReservedName`], [`Error::NotFound`], [`Error::Store`].
+    pub async fn snapshot(&self, entry: &Entry, name: &str) -> Result<Arc<Entry>, Error> {
+        let _names = self.names.lock().await;
+        check_name(name)?;
+        self.snapshot_named(entry, name).await
+    }
+
+    async fn snapshot_named(&self, entry: &Entry, name: &str) -> Result<Arc<Entry>, Error> {
+        if !entry.is_named() {
+            return Err(Error::NotFound);
+        }
+        let new = relative(entry, name, !WRITE_BITS);
+        let info = self.store.snapshot_volume(entry.blob(), new).await?;
+        self.add(entry.pool(), &info)
+    }
+
+    /// Makes a writable clone of a snapshot or of another read-only volume; durable on return.
+    ///
+    /// # Errors
+    /// As for [`PoolOwner::snapshot`].
+    pub async fn clone_volume(&self, entry: &Entry, name: &str) -> Result<Arc<Entry>, Error> {
+        let _names = self.names.lock().await;
+        check_name(name)?;
+        if !entry.is_named() {
+            return Err(Error::NotFound);
+        }
+        let mut new = relative(entry, name, u32::MAX);
+        let mut attributes = entry.attributes();
+        attributes.mode |= 0o200;
+        new.xattrs = vec![Xattr { name: ATTRIBUTE.to_vec(), value: attributes.encode() }];
+        let info = self.store.clone_volume(entry.blob(), new).await?;
+        self.add(entry.pool(), &info)
+    }
+
+    /// Makes `to`, which is thin, has nothing in it and is of the same pool, a clone of what
+    /// `from` is now; durable on return. If `from` can be written, a snapshot of it is made and
+    /// stays for as long as one of the two needs it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Store`], above all [`lvol::Error::Unsuitable`] if `to` is not
+    /// as it must be. A crash in between can leave `to` with its size and nothing in it.
+    pub async fn copy_whole(&self, from: &Entry, to: &Entry) -> Result<ByteCount, Error> {
+        let _names = self.names.lock().await;
+        let (source, target) = (self.volume_info(from)?, self.volume_info(to)?);
+        let empty = target.allocated.0 == 0 && target.parent.is_none();
+        if !empty || !target.thin || target.read_only.is_some() || from.key() == to.key() {
+            return Err(
+                lvol::Error::Unsuitable("only an empty thin volume can become a copy").into()
+            );
+        }
+        let parent = match source.read_only {
+            Some(_) => from.blob(),
+            None => {
+                let name = format!("{COPY_PREFIX}{}", uuid::Uuid::new_v4());
+                self.snapshot_named(from, &name).await?.blob()
+            }
+        };
+        self.store.resize_volume(to.blob(), source.size).await?;
+        self.store.set_parent(to.blob(), parent).await?;
+        Ok(source.size)
+    }
+
+    /// Deletes the snapshot that a copy made, now that a volume that needed it is gone, unless
+    /// there are still several.
+    pub(super) async fn tidy_copy(&self, parent: Option<crate::units::BlobId>) {
+        let Some(parent) = parent.and_then(|parent| self.store.volume(parent)) else { return };
+        if !parent.name.starts_with(COPY_PREFIX) || parent.clones.len() > 1 {
+            return;
+        }
+        // What needs room may fail; the next deletion tries again.
+        if let Err(error) = self.store.delete_volume(parent.id).await {
+            tracing::warn!(snapshot = parent.name, %error, "it stays for now");
+        } else if let Some(entry) = self.find_blob(parent.id) {
+            self.forget(&entry);
+        }
+    }
+
+    /// See [`lvol::Store::inflate_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn inflate(&self, entry: &Entry) -> Result<(), Error> {
+        Ok(self.store.inflate_volume(entry.blob()).await?)
+    }
+
+    /// See [`lvol::Store::decouple_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn decouple(&self, entry: &Entry) -> Result<(), Error> {
+        Ok(self.store.decouple_volume(entry.blob()).await?)
+    }
+
+    /// See [`lvol::Store::set_parent`].
+    ///
+    /// # Errors
+    /// As there, and [`Error::OtherPool`].
+    pub async fn set_parent(&self, entry: &Entry, parent: &Entry) -> Result<(), Error> {
+        check_pool(entry, parent)?;
+        Ok(self.store.set_parent(entry.blob(), parent.blob()).await?)
+    }
+}
+
+/// A relative of a volume with its attributes, as far as `mode` lets them.
+fn relative(entry: &Entry, name: &str, mode: u32) -> NewRelative {
+    let mut attributes = entry.attributes();
+    attributes.mode &= mode;
+    let xattr = Xattr { name: ATTRIBUTE.to_vec(), value: attributes.encode() };
+    NewRelative { xattrs: vec![xattr], ..NewRelative::named(name) }
+}
+
+fn check_pool(one: &Entry, other: &Entry) -> Result<(), Error> {
+    if one.pool().key() == other.pool().key() { Ok(()) } else { Err(Error::OtherPool) }
+}
+
+impl Catalog {
+    /// See [`PoolOwner::snapshot`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn snapshot(&self, entry: &Arc<Entry>, name: &str) -> Result<Arc<Entry>, Error> {
+        let name = name.to_owned();
+        let call = move |owner: Rc<PoolOwner>, entry: Arc<Entry>| async move {
+            owner.snapshot(&entry, &name).await
+        };
+        self.ask(entry, call).await
+    }
+
+    /// See [`PoolOwner::clone_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn clone_volume(&self, entry: &Arc<Entry>, name: &str) -> Result<Arc<Entry>, Error> {
+        let name = name.to_owned();
+        let call = move |owner: Rc<PoolOwner>, entry: Arc<Entry>| async move {
+            owner.clone_volume(&entry, &name).await
+        };
+        self.ask(entry, call).await
+    }
+
+    /// See [`PoolOwner::copy_whole`].
+    ///
+    /// # Errors
+    /// As there, and [`Error::OtherPool`].
+    pub async fn copy_whole(&self, from: &Arc<Entry>, to: &Arc<Entry>) -> Result<ByteCount, Error> {
+        check_pool(from, to)?;
+        let to = Arc::clone(to);
+        let call = move |owner: Rc<PoolOwner>, from: Arc<Entry>| async move {
+            owner.copy_whole(&from, &to).await
+        };
+        self.ask(from, call).await
+    }
+
+    /// See [`PoolOwner::inflate`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn inflate(&self, entry: &Arc<Entry>) -> Result<(), Error> {
+        self.ask(entry, |owner, entry| async move { owner.inflate(&entry).await }).await
+    }
+
+    /// See [`PoolOwner::decouple`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn decouple(&self, entry: &Arc<Entry>) -> Result<(), Error> {
+        self.ask(entry, |owner, entry| async move { owner.decouple(&entry).await }).await
+    }
+
+    /// See [`PoolOwner::set_parent`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn set_parent(&self, entry: &Arc<Entry>, parent: &Arc<Entry>) -> Result<(), Error> {
+        let parent = Arc::clone(parent);
+        let call = move |owner: Rc<PoolOwner>, entry: Arc<Entry>| async move {
+            owner.set_parent(&entry, &parent).await
+        };
+        self.ask(entry, call).await
+    }
+}

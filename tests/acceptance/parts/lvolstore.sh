@@ -1,0 +1,130 @@
+# The lvolstore through the daemon: snapshots and clones under real file systems and tools.
+# shellcheck shell=bash
+# shellcheck disable=SC2034,SC2154,SC2164  # variables are shared; set -e is on
+
+part_about="snapshots, clones and copies of volumes, under real file systems"
+part_packages=(attr coreutils e2fsprogs fio fuse3 jq python3)
+part_checks=(snapshot_of_a_mounted_file_system copy_is_a_clone relatives clone_under_load)
+
+pool=mount/volumes/pool0
+demo=$pool/demo
+
+# A snapshot of a mounted ext4 is consistent: what was fsynced is in it, and fsck finds no damage.
+lvolstore_snapshot_of_a_mounted_file_system() {
+    example_here
+    daemon_start
+    mkfs.ext4 -q -F "$demo"
+    mkdir "$work/ext4"
+    mount -o loop "$demo" "$work/ext4"
+    dd if=/dev/urandom of="$work/data" bs=1M count=8 status=none
+    dd if="$work/data" of="$work/ext4/kept" bs=1M conv=fsync status=none
+    cli volume snapshot pool0/demo before
+    rm "$work/ext4/kept"
+    echo later >"$work/ext4/later"
+    umount "$work/ext4"
+    [[ $(stat -c %a "$pool/before") == 400 || $(stat -c %a "$pool/before") == 4[04][04] ]] ||
+        fail "the snapshot's file can be written: $(stat -c %A "$pool/before")"
+    ! dd if=/dev/zero of="$pool/before" bs=4096 count=1 conv=notrunc,fsync status=none ||
+        fail "a snapshot took a write"
+    cli volume clone pool0/before again
+    # The journal is replayed into the clone, whose first writes copy.
+    e2fsck -fy "$pool/again" || (($? <= 1)) || fail "fsck found damage in the clone"
+    mount -o loop "$pool/again" "$work/ext4"
+    cmp "$work/data" "$work/ext4/kept"
+    [[ ! -e $work/ext4/later ]] || fail "what came after the snapshot is in it"
+    umount "$work/ext4"
+    e2fsck -fn "$demo"
+    daemon_kill
+    umount -l mount/volumes
+    daemon_start
+    e2fsck -fn "$pool/again"
+    e2fsck -fn "$demo"
+    expect_failure 'demo.*again|again.*demo' cli volume delete pool0/before
+    cli volume delete pool0/again
+    cli volume delete pool0/before
+    e2fsck -fn "$demo"
+    daemon_stop
+}
+
+# `cp` of a volume neither reads nor writes it, and the two are independent afterwards.
+lvolstore_copy_is_a_clone() {
+    example_here
+    daemon_start
+    dd if=/dev/urandom of="$work/data" bs=1M count=64 status=none
+    dd if="$work/data" of="$demo" bs=1M conv=notrunc,fsync status=none
+    python3 - "$demo" "$pool/copy" <<'P'
+import os, sys
+source = os.open(sys.argv[1], os.O_RDONLY)
+target = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+size = os.fstat(source).st_size
+copied = os.copy_file_range(source, target, size)
+print("copied", copied, "of", size)
+assert copied == size
+P
+    [[ $(stat -c %b "$pool/copy") == 0 ]] || fail "the copy has blocks of its own"
+    cmp "$demo" "$pool/copy"
+    getfattr --only-values -n user.lvolfs.parent "$pool/copy" | grep -q '^\.copy-'
+    printf changed | dd of="$pool/copy" bs=4096 seek=3 conv=notrunc,fsync status=none
+    cmp -n 67108864 "$work/data" "$demo"
+    cp --reflink=auto "$pool/copy" "$pool/second"
+    cmp "$pool/copy" "$pool/second"
+    # What the copies shared goes with the last but one that needs it.
+    rm "$pool/second" "$pool/copy"
+    local left
+    left=$(find "$pool" -name '.copy-*' | wc -l)
+    ((left == 0)) || fail "$left snapshots of copies are left"
+    cmp -n 67108864 "$work/data" "$demo"
+    daemon_restart
+    cmp -n 67108864 "$work/data" "$demo"
+    daemon_stop
+}
+
+# SPDK's methods by their names, and the command line.
+lvolstore_relatives() {
+    example_here
+    daemon_start
+    dd if=/dev/urandom of="$work/data" bs=1M count=4 status=none
+    dd if="$work/data" of="$demo" bs=1M conv=notrunc,fsync status=none
+    cli rpc bdev_lvol_snapshot '{"lvol_name":"pool0/demo","snapshot_name":"one"}' | grep -E '^"[0-9a-f-]{36}"'
+    printf second | dd of="$demo" bs=1M seek=8 conv=notrunc,fsync status=none
+    cli rpc bdev_lvol_snapshot '{"lvol_name":"pool0/demo","snapshot_name":"two"}'
+    cli rpc bdev_get_bdevs '{"name":"pool0/one"}' |
+        jq -e '.[0].driver_specific.lvol | .snapshot and .clones == ["two"]'
+    cli rpc bdev_lvol_get_lvols '{"lvs_name":"pool0"}' |
+        jq -e '[.[] | select(.name == "demo")][0] | .is_clone and (.is_snapshot | not)'
+    cli volume decouple pool0/demo
+    [[ $(getfattr --only-values -n user.lvolfs.parent "$demo") == one ]] || fail "not decoupled"
+    cli rpc bdev_lvol_inflate '{"name":"pool0/demo"}'
+    [[ $(getfattr --only-values -n user.lvolfs.parent "$demo") == '' ]] || fail "not inflated"
+    (($(stat -c %b "$demo") * 512 == $(stat -c %s "$demo"))) || fail "inflated with holes"
+    cmp -n 4194304 "$work/data" "$demo"
+    truncate -s 256M "$pool/other"
+    cli volume set-parent pool0/other two
+    cmp -n 4194304 "$work/data" "$pool/other"
+    cli volume read-only pool0/other
+    expect_failure 'read-only' cli volume snapshot pool0/other no
+    expect_failure 'thick' cli volume set-parent pool0/demo two
+    expect_failure 'clone' cli volume clone pool0/demo no
+    daemon_stop
+}
+
+# Snapshots while fio writes and verifies: every write is found where it belongs.
+lvolstore_clone_under_load() {
+    example_here
+    daemon_start
+    fio --name=load --filename="$demo" --rw=randwrite --bs=4k --size=32M --ioengine=libaio \
+        --iodepth=8 --direct=1 --fsync=16 --verify=crc32c --do_verify=1 --verify_fatal=1 \
+        --time_based=0 --loops=2 >"$work/fio" 2>&1 &
+    local load=$! turn
+    for turn in 1 2 3 4; do
+        cli volume snapshot pool0/demo "turn$turn"
+        sleep 0.3
+    done
+    wait "$load" || fail "fio: $(tail -5 "$work/fio")"
+    for turn in 1 2 3 4; do
+        cli volume delete pool0/turn"$turn"
+    done
+    fio --name=load --filename="$demo" --rw=randwrite --bs=4k --size=32M --ioengine=libaio \
+        --iodepth=8 --direct=1 --verify=crc32c --verify_only=1 --loops=2
+    daemon_stop
+}

@@ -92,9 +92,7 @@ impl<D: BlockDevice> Store<D> {
             self.discard_snapshot(snapshot); // 4
             return Err(error);
         }
-        if let Err(error) = self.become_clone(id, snapshot).await {
-            return Err(error); // 5
-        }
+        self.become_clone(id, snapshot).await?; // 5
         drop(frozen); // 6
         self.finish_snapshot(snapshot).await?; // 7
         tracing::info!(snapshot = %name, blob = snapshot.0, of = id.0, "snapshot made");

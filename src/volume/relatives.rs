@@ -12,8 +12,8 @@ use crate::lvol::format::Xattr;
 use crate::lvol::{self, NewRelative};
 use crate::units::ByteCount;
 
-/// Names of the snapshots that copying a whole volume makes; its UUID follows. Front ends do not
-/// list them before other volumes, and they go when nothing depends on them any more.
+/// Names of the snapshots that copying a whole volume makes; a UUID follows. They are deleted with
+/// the last but one volume that needs them.
 pub(super) const COPY_PREFIX: &str = ".copy-";
 /// The write permissions.
 const WRITE_BITS: u32 = 0o222;

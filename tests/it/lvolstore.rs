@@ -6,4 +6,3 @@ mod model;
 mod operations;
 mod power_cut;
 mod scrub;
-mod snapshots;

@@ -39,7 +39,7 @@ lvolstore_snapshot_of_a_mounted_file_system() {
     daemon_start
     e2fsck -fn "$pool/again"
     e2fsck -fn "$demo"
-    expect_failure 'demo.*again|again.*demo' cli volume delete pool0/before
+    expect_failure 'demo.*again|again.*demo' "$lvolfs" --socket var/lvolfs.sock volume delete pool0/before
     cli volume delete pool0/again
     cli volume delete pool0/before
     e2fsck -fn "$demo"
@@ -96,15 +96,16 @@ lvolstore_relatives() {
     [[ $(getfattr --only-values -n user.lvolfs.parent "$demo") == one ]] || fail "not decoupled"
     cli rpc bdev_lvol_inflate '{"name":"pool0/demo"}'
     [[ $(getfattr --only-values -n user.lvolfs.parent "$demo") == '' ]] || fail "not inflated"
-    (($(stat -c %b "$demo") * 512 == $(stat -c %s "$demo"))) || fail "inflated with holes"
+    [[ $(getfattr --only-values -n user.lvolfs.allocated "$demo") == "$(getfattr --only-values \
+        -n user.lvolfs.size "$demo")" ]] || fail "inflated with holes"
     cmp -n 4194304 "$work/data" "$demo"
     truncate -s 256M "$pool/other"
     cli volume set-parent pool0/other two
     cmp -n 4194304 "$work/data" "$pool/other"
     cli volume read-only pool0/other
-    expect_failure 'read-only' cli volume snapshot pool0/other no
-    expect_failure 'thick' cli volume set-parent pool0/demo two
-    expect_failure 'clone' cli volume clone pool0/demo no
+    expect_failure 'read-only' "$lvolfs" --socket var/lvolfs.sock volume snapshot pool0/other no
+    expect_failure 'thick' "$lvolfs" --socket var/lvolfs.sock volume set-parent pool0/demo two
+    expect_failure 'clone' "$lvolfs" --socket var/lvolfs.sock volume clone pool0/demo no
     daemon_stop
 }
 

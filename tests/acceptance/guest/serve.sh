@@ -62,8 +62,10 @@ serve() {
     daemon=$!
     wait_for 60 "the daemon" ready_or_gone
     daemon_said '^ready' || {
+        local status=0
+        wait "$daemon" || status=$?
         cat serve.log
-        fail "the daemon ended before it was ready"
+        fail "the daemon ended before it was ready: exit $status"
     }
 }
 as_user=()
@@ -96,4 +98,42 @@ counter() {
 # digest FILE
 digest() {
     sha256sum "$1" | cut -d' ' -f1
+}
+
+# write_numbers FILE BLOCKS: for ever: the number N, in 4096 characters, goes to block N % BLOCKS and
+# is fsynced. Says what it begins and what is durable; ends when the file fails it.
+write_numbers() {
+    local number=0
+    while :; do
+        number=$((number + 1))
+        echo "begin $number"
+        printf '%4096d' "$number" |
+            dd of="$1" bs=4096 seek=$((number % $2)) conv=notrunc,fsync 2>/dev/null || break
+        echo "fsynced $number"
+    done
+    echo "ended $number"
+}
+
+# check_numbers FILE BLOCKS LOG: what write_numbers said in LOG to be durable is there.
+check_numbers() {
+    local fsynced begun block found last
+    fsynced=$(sed -n 's/^fsynced //p' "$3" | tail -n 1)
+    begun=$(sed -n 's/^begin //p' "$3" | tail -n 1)
+    for ((block = 0; block < $2; block++)); do
+        found=$(dd if="$1" bs=4096 skip="$block" count=1 2>/dev/null | tr -d ' \0')
+        last=$((fsynced - (fsynced - block + $2) % $2))
+        if ((last <= 0)) && [[ -z $found ]]; then
+            continue
+        fi
+        if [[ ! $found =~ ^[0-9]+$ ]] ||
+            ((found < last || found > begun || found % $2 != block)); then
+            fail "block $block: fsynced $last, found '${found:0:40}'"
+        fi
+    done
+    echo "$fsynced numbers fsynced, $begun begun: all there"
+}
+
+# said_fsynced LOG COUNT
+said_fsynced() {
+    [[ $(sed -n 's/^fsynced //p' "$1" | tail -n 1) -ge $2 ]] || grep -q '^ended' "$1"
 }

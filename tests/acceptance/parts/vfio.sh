@@ -6,7 +6,7 @@
 part_about="NVMe drives through VFIO, in a QEMU guest with an IOMMU"
 part_packages=(qemu-system-x86 busybox-static cpio kmod xz-utils zstd python3-minimal jq
     fio e2fsprogs fuse3)
-part_checks=(bind probe unplug serve)
+part_checks=(bind probe unplug serve faults power_loss crash)
 
 guest=$checkout/tests/acceptance/guest
 guest_folder=$checkout/target/guest
@@ -54,7 +54,7 @@ vfio_probe() {
 vfio_unplug() {
     guest_probe --drive 64M "$guest/checks/unplug" >guest.log 2>&1 &
     local booted=$! status=0
-    wait_for 120 "the probe to hold the drive" grep -qE '^waiting|^FAILED|^stopped' guest.log
+    wait_for 120 "the probe to hold the drive" grep -qE '^waiting|^FAILED|^stopped at [.]' guest.log
     python3 "$tools/qmp.py" guest/qmp device_del '{"id": "drive0"}'
     wait $booted || status=$?
     cat guest.log
@@ -64,4 +64,93 @@ vfio_unplug() {
 
 vfio_serve() {
     guest_daemon --drive 256M "$guest/checks/serve"
+}
+
+# store_on IMAGE: ./config.toml for the pool of guest/serve.sh in an image of a drive with blocks of
+# 512 bytes.
+store_on() {
+    example_here
+    config_set device driver '"file"'
+    config_set device path "\"$1\""
+    config_set device block_size 512
+    config_set device create false
+    sed -i '/^size = "1GiB"/d; s/^cluster_size.*/cluster_size = "256KiB"/; s/^size = "256MiB"/size = "64MiB"/' \
+        config.toml
+}
+
+# numbers_are_there IMAGE FSYNCED BEGUN: in the volume that guest/serve.sh's writer wrote.
+numbers_are_there() {
+    store_on "$1"
+    daemon_start
+    python3 "$tools/write_log.py" check mount/volumes/pool0/demo 16 "$2" "$3"
+    daemon_stop
+}
+
+last_number() {
+    sed -n "s/^$1 //p" "$2" | tail -n 1
+}
+
+# The lines "host: ..." of guest.log are done to the drive, until the guest is gone.
+do_to_drive() {
+    local done=0 wish
+    while kill -0 "$1" 2>/dev/null; do
+        wish=$(sed -n 's/^host: //p' guest.log | sed -n "$((done + 1))p")
+        case $wish in
+        '') sleep 0.05 && continue ;;
+        unplug) python3 "$tools/qmp.py" guest/qmp device_del '{"id": "drive0"}' ;;
+        *)
+            python3 "$tools/qmp.py" guest/qmp blockdev-reopen "{\"options\": [{\"driver\": \"throttle\",
+                \"node-name\": \"image0\", \"throttle-group\": \"image0\", \"file\": \"${wish}0\"}]}"
+            ;;
+        esac
+        done=$((done + 1))
+    done
+}
+
+vfio_faults() {
+    : >guest.log
+    guest_daemon --faulty --drive 256M --drive 64M "$guest/checks/faults" >guest.log 2>&1 &
+    local booted=$! status=0
+    do_to_drive $booted
+    wait $booted || status=$?
+    cat guest.log
+    ((status == 0)) || fail "the guest's script ended with $status"
+    numbers_are_there guest/drive0.img "$(last_number fsynced guest.log)" "$(last_number begin guest.log)"
+}
+
+# The drive's own word for it: after each fsync a FLUSH has reached it. Then power cuts at random
+# entries of that log, which lose what no FLUSH covered.
+vfio_power_loss() {
+    local seed rounds=5 numbers=60 fsynced begun
+    [[ -z $long ]] || rounds=50 numbers=400
+    guest_daemon --logged --drive 256M "$guest/checks/power_loss" $numbers
+    python3 "$tools/write_log.py" order guest/drive0.log
+    for ((seed = 1; seed <= rounds; seed++)); do
+        read -r fsynced begun < <(python3 "$tools/write_log.py" cut guest/drive0.log cut.img \
+            "$((RANDOM * seed))" $((256 << 20)))
+        numbers_are_there cut.img "$fsynced" "$begun"
+    done
+    note "$(python3 "$tools/write_log.py" order guest/drive0.log)"
+}
+
+# SIGKILL of the daemon in the guest, then the guest's own end, both under load.
+vfio_crash() {
+    local round rounds=5 kills=3 booted how
+    [[ -z $long ]] || rounds=50 kills=10
+    for ((round = 1; round <= rounds; round++)); do
+        : >guest.log
+        guest_daemon --drive 256M "$guest/checks/crash" $kills >guest.log 2>&1 &
+        booted=$!
+        wait_for 200 "a writer" grep -qE '^fsynced 1[2-9]|^FAILED|^stopped at [.]' guest.log
+        # The machine ends with the reset, as `boot` wants it.
+        how=quit
+        ((round % 2)) || how=system_reset
+        python3 "$tools/qmp.py" guest/qmp $how || true
+        wait $booted || true
+        cat guest.log
+        ! grep -E '^FAILED|^stopped at [.]' guest.log || fail "the guest's script failed"
+        numbers_are_there guest/drive0.img "$(last_number fsynced guest.log)" 1000000
+        # Only the first guest kills daemons.
+        kills=0
+    done
 }

@@ -6,6 +6,7 @@
 
 mod arguments;
 mod ask;
+mod device;
 mod generate;
 mod logging;
 mod relatives;
@@ -112,6 +113,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Verb::Status { counters } => ask::connect(socket, config)?.status(json, counters)?,
         Verb::Pool(verb) => ask::connect(socket, config)?.pool(verb, json)?,
         Verb::Volume(verb) => ask::connect(socket, config)?.volume(verb, json)?,
+        Verb::Device(verb) => ask::connect(socket, config)?.device(verb, json)?,
         Verb::Rpc { method, parameters } => {
             let parameters = ask::parameters(parameters)?;
             ask::connect(socket, config)?.rpc(&method, &parameters)?

@@ -25,7 +25,7 @@ pub mod types;
 pub use client::{Client, ClientError};
 pub use error::RpcError;
 pub use methods::{
-    BdevMethods, LvolMethods, ProcessMethods, RelativeMethods, ScrubMethods, Service,
+    BdevMethods, LvolMethods, NvmeMethods, ProcessMethods, RelativeMethods, ScrubMethods, Service,
 };
 pub use server::Server;
 pub use socket::SocketError;

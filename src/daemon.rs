@@ -41,7 +41,7 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
     let arena = DmaArena::new(memory, config.reactor.huge_pages)
         .context("cannot get DMA memory; lower reactor.dma_memory")?;
     let sites = start_reactors(config, &arena)?;
-    let devices = Devices::open(config, &arena, &sites)?;
+    let devices = Devices::open(config, &sites)?;
     let served = serve_pools(config, &sites, &devices, &signals);
     let shut_down = devices.close(&sites);
     drop(sites);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
+use super::device::DeviceVerb;
 use super::relatives::RelativeVerb;
 use super::scrub::ScrubPool;
 use crate::config::{VolumeName, check_name};
@@ -60,6 +61,9 @@ pub enum Verb {
     /// Create, look at and change volumes
     #[command(subcommand)]
     Volume(VolumeVerb),
+    /// Look at devices; attach, detach and reset NVMe controllers
+    #[command(subcommand)]
+    Device(DeviceVerb),
     /// Call any method of a running daemon and print its result as JSON
     ///
     /// `lvolfs rpc rpc_get_methods` lists the methods; their names and shapes are those of SPDK.

@@ -274,7 +274,7 @@ fn kind(volume: &VolumeStatus) -> String {
     format!("{provisioning}{access}")
 }
 
-fn devices(devices: &[DeviceStatus]) -> Table {
+pub(super) fn devices(devices: &[DeviceStatus]) -> Table {
     let mut table = Table::new(&["DEVICE", "STATE", "DRIVER", "SIZE", "BLOCK", "WRITE CACHE"]);
     for device in devices {
         table.row([

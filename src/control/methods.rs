@@ -10,9 +10,10 @@ use super::client::{Client, ClientError};
 use super::error::RpcError;
 use super::status::Status;
 use super::types::{
-    Bdev, CloneLvol, CreateLvol, GetBdevs, GetIostat, GetLvols, GetMethods, Iostat, KillInstance,
-    Lvol, Lvstore, NoParameters, RenameLvol, ResizeLvol, ScrubStatus, SelectLvol, SelectLvstore,
-    SetParent, SnapshotLvol, StartScrub, Version, VersionFields,
+    AttachController, Bdev, CloneLvol, ControllerError, ControllerHealth, CreateLvol, GetBdevs,
+    GetControllers, GetIostat, GetLvols, GetMethods, Iostat, KillInstance, Lvol, Lvstore,
+    NamedControllers, NoParameters, RenameLvol, ResizeLvol, ScrubStatus, SelectController,
+    SelectLvol, SelectLvstore, SetParent, SnapshotLvol, StartScrub, Version, VersionFields,
 };
 
 macro_rules! methods {
@@ -98,6 +99,22 @@ methods! {
         bdev_lvol_delete(SelectLvol) -> bool;
         /// Volumes.
         bdev_lvol_get_lvols(GetLvols) -> Vec<Lvol>;
+    }
+
+    /// NVMe controllers.
+    nvme: NvmeMethods {
+        /// Takes a controller on PCI; the names of its devices.
+        bdev_nvme_attach_controller(AttachController) -> Vec<String>;
+        /// Lets go of a controller that no pool uses; true.
+        bdev_nvme_detach_controller(SelectController) -> bool;
+        /// Controllers.
+        bdev_nvme_get_controllers(GetControllers) -> Vec<NamedControllers>;
+        /// Resets a controller after it has written out its cache; true once it is back.
+        bdev_nvme_reset_controller(SelectController) -> bool;
+        /// A controller's SMART / Health Information.
+        bdev_nvme_get_controller_health_info(SelectController) -> ControllerHealth;
+        /// A controller's error log, the latest entries.
+        lvolfs_nvme_get_error_log(SelectController) -> Vec<ControllerError>;
     }
 
     /// Snapshots, clones and parents of volumes.

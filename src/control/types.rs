@@ -7,6 +7,7 @@
 
 mod bdev;
 mod lvol;
+mod nvme;
 mod relatives;
 mod scrub;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use bdev::*;
 pub use lvol::*;
+pub use nvme::*;
 pub use relatives::*;
 pub use scrub::*;
 

@@ -1,7 +1,8 @@
 //! Devices: claimed, opened on every reactor, and told of the shutdown.
 
-mod nvme;
+pub(super) mod nvme;
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -13,7 +14,7 @@ use crate::block::file::{self, FileDevice, FileOptions};
 use crate::block::memory::MemoryDevice;
 use crate::config::{self, Config, Driver};
 use crate::emulated::{ControllerThread, EmulatedController};
-use crate::hw::dma::DmaArena;
+use crate::reactor::Remote;
 use crate::units::BlockSize;
 
 /// The devices of the configuration, open.
@@ -27,6 +28,8 @@ pub(super) struct Opened {
     pub(super) device: AnyDevice,
     /// Its driver's name in the configuration.
     pub(super) driver: &'static str,
+    /// Its NVMe controller and namespace, if that is what it is.
+    pub(super) nvme: Option<nvme::Attached>,
     /// Its controller in software, if that is what it is.
     pub(super) emulated: Option<Emulated>,
 }
@@ -40,16 +43,13 @@ pub(super) struct Emulated {
 impl Devices {
     /// Opens every device, and a channel to each on every reactor. On an error everything is
     /// closed again.
-    pub(super) fn open(
-        config: &Config,
-        arena: &DmaArena,
-        sites: &[ReactorThread<Site>],
-    ) -> anyhow::Result<Self> {
+    pub(super) fn open(config: &Config, sites: &[ReactorThread<Site>]) -> anyhow::Result<Self> {
+        let remotes: Vec<_> = sites.iter().map(|site| site.object().clone()).collect();
         let mut devices = Self { opened: Vec::new() };
         for device in &config.devices {
-            let opened = open_device(device, sites)
+            let opened = open_device(device, &remotes)
                 .and_then(|opened| {
-                    add_channels(&opened, arena, sites)?;
+                    add_channels(&opened.name, &opened.device, &remotes)?;
                     Ok(opened)
                 })
                 .with_context(|| format!("cannot open device {:?}", device.name));
@@ -91,22 +91,30 @@ impl Devices {
     }
 }
 
-fn add_channels(
-    opened: &Opened,
-    arena: &DmaArena,
-    sites: &[ReactorThread<Site>],
-) -> anyhow::Result<()> {
+/// Runs `call` with what the daemon has on a reactor, and blocks until it ends.
+fn run_on<F, Fut, R>(site: &Remote<Site>, call: F) -> anyhow::Result<R>
+where
+    F: FnOnce(Rc<Site>) -> Fut + Send + 'static,
+    Fut: Future<Output = R> + 'static,
+    R: Send + 'static,
+{
+    site.call_blocking(call).context("a reactor has ended before its time")
+}
+
+/// A channel to the device on every reactor.
+fn add_channels(name: &str, device: &AnyDevice, sites: &[Remote<Site>]) -> anyhow::Result<()> {
     for site in sites {
-        let (name, device, arena) = (opened.name.clone(), opened.device.clone(), arena.clone());
-        site.run(move |site| async move {
-            site.add_channel(&name, device.channel(&site.reactor, &arena)?);
+        let (name, device) = (name.to_owned(), device.clone());
+        run_on(site, move |site| async move {
+            site.add_channel(&name, device.channel(&site.reactor, &site.arena)?);
             anyhow::Ok(())
         })??;
     }
     Ok(())
 }
 
-fn open_device(device: &config::Device, sites: &[ReactorThread<Site>]) -> anyhow::Result<Opened> {
+fn open_device(device: &config::Device, sites: &[Remote<Site>]) -> anyhow::Result<Opened> {
+    let mut attached = None;
     let mut emulated = None;
     let any = match &device.driver {
         Driver::Memory { size, block_size } => {
@@ -118,12 +126,16 @@ fn open_device(device: &config::Device, sites: &[ReactorThread<Site>]) -> anyhow
             AnyDevice::File(FileDevice::new(opened, &image.path, image.block_size)?)
         }
         Driver::NvmeEmulated(image) => {
-            let (controller, device) = nvme::open_emulated(&device.name, image, sites)?;
-            emulated = Some(controller);
+            let (controller, device, identity) = nvme::open_emulated(&device.name, image, sites)?;
+            (emulated, attached) = (Some(controller), Some(identity));
             AnyDevice::Nvme(device)
         }
         Driver::Nvme { address, namespace } => {
-            AnyDevice::Nvme(nvme::open_pci(&device.name, *address, *namespace, sites)?)
+            let address = address.to_string().parse()?;
+            let mut found = nvme::attach_pci(&device.name, address, Some(*namespace), sites)?;
+            let (device, identity) = found.pop().context("the controller has no namespace")?;
+            attached = Some(identity);
+            AnyDevice::Nvme(device)
         }
     };
     let geometry = any.geometry();
@@ -136,7 +148,7 @@ fn open_device(device: &config::Device, sites: &[ReactorThread<Site>]) -> anyhow
         "device opened"
     );
     let driver = device.driver.name();
-    Ok(Opened { name: device.name.clone(), device: any, driver, emulated })
+    Ok(Opened { name: device.name.clone(), device: any, driver, nvme: attached, emulated })
 }
 
 fn open_image(image: &config::Image, direct: bool) -> anyhow::Result<file::OpenedFile> {

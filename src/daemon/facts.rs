@@ -1,6 +1,6 @@
 //! What the layers know, in the words of the control plane.
 
-use crate::block::nvme::NvmeChannel;
+use crate::block::nvme::{NvmeChannel, NvmeDevice};
 use crate::block::{AnyChannel, AnyDevice, Counters as BlockCounters};
 use crate::control::status::{Counters, DeviceStatus, Health, VolumeStatus};
 use crate::control::types::{
@@ -14,6 +14,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::devices::Opened;
+use super::devices::nvme::Attached;
 use super::service::{counters_of, total};
 use super::site::Site;
 use crate::emulated::EmulatedController;
@@ -65,6 +66,8 @@ pub(super) struct DeviceFacts {
     pub(super) name: String,
     driver: &'static str,
     device: AnyDevice,
+    /// Its NVMe controller and namespace, if that is what it is.
+    pub(super) nvme: Option<Attached>,
     emulated: Option<Arc<EmulatedController>>,
 }
 
@@ -74,8 +77,25 @@ impl DeviceFacts {
             name: opened.name.clone(),
             driver: opened.driver,
             device: opened.device.clone(),
+            nvme: opened.nvme.clone(),
             emulated: opened.emulated.as_ref().map(|emulated| Arc::clone(&emulated.controller)),
         }
+    }
+
+    /// A namespace that was attached on request.
+    pub(super) fn attached(name: String, device: NvmeDevice, attached: Attached) -> Self {
+        Self {
+            name,
+            driver: "nvme",
+            device: AnyDevice::Nvme(device),
+            nvme: Some(attached),
+            emulated: None,
+        }
+    }
+
+    /// Why it cannot be used any more, if so.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.device.failure()
     }
 
     pub(super) fn bdev(&self, claimed: bool) -> Bdev {

@@ -3,6 +3,7 @@
 
 mod bdev;
 mod lvol;
+mod nvme;
 mod process;
 mod relatives;
 mod scrub;
@@ -10,7 +11,7 @@ mod scrub;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -25,7 +26,8 @@ use super::site::Site;
 use crate::control::status::Counters;
 use crate::control::types::PoolSelector;
 use crate::control::{
-    BdevMethods, LvolMethods, ProcessMethods, RelativeMethods, RpcError, ScrubMethods, Service,
+    BdevMethods, LvolMethods, NvmeMethods, ProcessMethods, RelativeMethods, RpcError, ScrubMethods,
+    Service,
 };
 use crate::fuse::errno::Errno;
 use crate::lvol::{Quarantined, StoreCounters, StoreInfo, VolumeInfo};
@@ -37,7 +39,9 @@ pub(super) struct DaemonService {
     sites: Vec<Remote<Site>>,
     cpus: Vec<Option<usize>>,
     directory: Directory,
-    devices: Vec<DeviceFacts>,
+    devices: Mutex<Vec<Arc<DeviceFacts>>>,
+    /// Held while controllers come or go.
+    attaching: Mutex<()>,
     /// The device of each pool, by the pool's name.
     pool_devices: BTreeMap<String, String>,
     mount: PathBuf,
@@ -68,7 +72,10 @@ impl DaemonService {
             sites: sites.iter().map(|site| site.object().clone()).collect(),
             cpus: sites.iter().map(ReactorThread::cpu).collect(),
             directory,
-            devices: devices.list().iter().map(DeviceFacts::new).collect(),
+            devices: Mutex::new(
+                devices.list().iter().map(|opened| Arc::new(DeviceFacts::new(opened))).collect(),
+            ),
+            attaching: Mutex::default(),
             pool_devices: pools.devices(),
             mount,
             transport,
@@ -140,6 +147,11 @@ impl DaemonService {
         self.sites.iter().map(ask).collect()
     }
 
+    fn devices(&self) -> MutexGuard<'_, Vec<Arc<DeviceFacts>>> {
+        // The list is consistent between any two statements that can panic.
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn device_of(&self, pool: &Pool) -> String {
         self.pool_devices.get(pool.name()).cloned().unwrap_or_default()
     }
@@ -173,6 +185,10 @@ impl Service for DaemonService {
     }
 
     fn lvol(&self) -> Option<&dyn LvolMethods> {
+        Some(self)
+    }
+
+    fn nvme(&self) -> Option<&dyn NvmeMethods> {
         Some(self)
     }
 

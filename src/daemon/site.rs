@@ -23,7 +23,7 @@ pub(super) struct Site {
     /// This reactor's channels, by the device's name.
     channels: RefCell<BTreeMap<String, AnyChannel>>,
     /// The NVMe controllers that this reactor polls, by the device's name.
-    pub(super) controllers: RefCell<Vec<(String, NvmeController)>>,
+    pub(super) controllers: RefCell<Vec<(String, Rc<NvmeController>)>>,
     /// The pools whose metadata this reactor owns.
     pub(super) owned: RefCell<Vec<(Rc<PoolOwner>, Arc<Pool>)>>,
     /// The file operations that run here, while the mount is there.
@@ -62,6 +62,16 @@ impl Site {
 
     pub(super) fn add_channel(&self, device: &str, channel: AnyChannel) {
         self.channels.borrow_mut().insert(device.to_owned(), channel);
+    }
+
+    pub(super) fn drop_channel(&self, device: &str) {
+        drop(self.channels.borrow_mut().remove(device));
+    }
+
+    /// The NVMe controller of that name, which this reactor polls.
+    pub(super) fn controller(&self, name: &str) -> Option<Rc<NvmeController>> {
+        let controllers = self.controllers.borrow();
+        controllers.iter().find(|(known, _)| known == name).map(|(_, found)| Rc::clone(found))
     }
 
     pub(super) fn drop_channels(&self) {

@@ -22,7 +22,7 @@ use super::queue_pair::{QueuePair, QueueSettings};
 use crate::hw::dma::DmaArena;
 use crate::hw::transport::Transport;
 use crate::reactor::clock::Instant;
-use crate::spec::log::AsyncEvent;
+use crate::spec::log::{AsyncEvent, LogPage};
 use crate::units::{NamespaceId, QueueId};
 
 /// Requests that may wait.
@@ -73,6 +73,15 @@ pub enum Request {
         /// The asker's name for the request.
         tag: u64,
     },
+    /// Read the first bytes of a log page, at most 4096; answered by [`Event::Log`].
+    ReadLog {
+        /// The log page.
+        page: LogPage,
+        /// How many bytes.
+        length: usize,
+        /// The asker's name for the request.
+        tag: u64,
+    },
     /// Reset the controller. Commands in flight end with `CommandFailure::Reset`.
     Reset,
     /// Write out the cache and stop (Base 3.6.1). Answered by [`Event::ShutDown`] or
@@ -105,6 +114,13 @@ pub enum Event {
         tag: u64,
         /// The outcome.
         result: Result<(), NvmeError>,
+    },
+    /// A log page was read, or could not be.
+    Log {
+        /// Of the request.
+        tag: u64,
+        /// Its bytes.
+        result: Result<Vec<u8>, NvmeError>,
     },
     /// A queue pair did not survive a reset: the controller would not create it again.
     QueuePairLost {
@@ -190,6 +206,9 @@ impl Shared {
                     // Freed if the controller was seen to be disabled, else quarantined.
                     drop(pair);
                     self.emit(Event::QueuePairDeleted { tag, result: Ok(()) });
+                }
+                Request::ReadLog { tag, .. } => {
+                    self.emit(Event::Log { tag, result: Err(NvmeError::Gone) });
                 }
                 Request::Reset | Request::Shutdown => {}
             }

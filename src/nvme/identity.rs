@@ -23,6 +23,8 @@ pub struct ControllerIdentity {
     pub firmware: String,
     /// Name of its subsystem; empty for an old controller.
     pub subsystem_nqn: String,
+    /// Its number in the subsystem (CNTLID).
+    pub controller_id: u16,
     /// PCI vendor.
     pub vendor: u16,
     /// Version of the specification: major, minor, tertiary.
@@ -63,6 +65,7 @@ impl ControllerIdentity {
             model: ascii(&identify.model),
             firmware: ascii(&identify.firmware),
             subsystem_nqn: ascii(&identify.subsystem_nqn),
+            controller_id: identify.controller_id.get(),
             vendor: identify.vendor.get(),
             version: ((version >> 16) as u16, (version >> 8) as u8, version as u8),
             max_transfer: power_of_two_limit(identify.max_transfer, cap)

@@ -322,6 +322,10 @@ impl Core {
                 let result = self.delete_queue_pair(*pair).await;
                 self.shared.emit(Event::QueuePairDeleted { tag, result });
             }
+            Request::ReadLog { page, length, tag } => {
+                let result = self.log_page(page, length).await.map(|log| log.to_vec());
+                self.shared.emit(Event::Log { tag, result });
+            }
             Request::Reset | Request::Shutdown => unreachable!("these end service"),
         }
         Ok(())

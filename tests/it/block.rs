@@ -238,13 +238,14 @@ mod nvme_device {
     use std::rc::Rc;
     use std::sync::Arc;
 
-    use lvolfs::block::nvme::{NvmeChannel, NvmeController, Wanted};
+    use lvolfs::block::nvme::{NvmeChannel, NvmeController, NvmeDevice, Wanted};
     use lvolfs::emulated::{
         EmulatedController, Fault, FaultAction, Memory, MemoryGeometry, Settings,
     };
     use lvolfs::hw::event::EventFd;
-    use lvolfs::reactor::{Instant, Poller, Registration};
+    use lvolfs::reactor::{Instant, Poller, ReactorOptions, Registration, Wait};
     use lvolfs::spec::command::IoOpcode;
+    use lvolfs::spec::log::LogPage;
     use lvolfs::units::NamespaceId;
 
     use super::*;
@@ -267,24 +268,31 @@ mod nvme_device {
         reactor: Rc<Reactor>,
         arena: DmaArena,
         emulated: Arc<EmulatedController>,
+        device: NvmeDevice,
         channel: NvmeChannel,
         controller: NvmeController,
         _steps: Registration,
     }
 
     fn bench(block_size: BlockSize, settings: Settings) -> Bench {
-        let (reactor, arena) = (reactor(), arena());
+        bench_on(reactor(), block_size, settings)
+    }
+
+    fn bench_on(reactor: Rc<Reactor>, block_size: BlockSize, settings: Settings) -> Bench {
+        let arena = arena();
         let blocks = BlockCount(SIZE.get() >> block_size.shift());
         let memory = Memory::new(MemoryGeometry::new(block_size, blocks));
         let emulated = EmulatedController::new(settings, memory).unwrap();
         let steps = reactor.register(Rc::new(Stepped(Arc::clone(&emulated))));
-        let wanted = Wanted { namespace: NamespaceId(1), channels: 1 };
+        let wanted = Wanted { namespace: Some(NamespaceId(1)), channels: 1 };
         let transport = Arc::clone(&emulated);
         let opened = NvmeController::open(&reactor, &arena, transport, &wanted);
-        let (controller, device) = reactor.block_on(opened).unwrap();
+        let (controller, devices) = reactor.block_on(opened).unwrap();
+        let [device] = &*devices else { panic!("one namespace was asked for") };
         let channel = device.channel(&reactor, &arena).unwrap();
         assert!(device.channel(&reactor, &arena).is_err(), "one queue pair was asked for");
-        Bench { reactor, arena, emulated, channel, controller, _steps: steps }
+        let device = device.clone();
+        Bench { reactor, arena, emulated, device, channel, controller, _steps: steps }
     }
 
     #[test]
@@ -336,7 +344,7 @@ mod nvme_device {
             settle().await;
             bench.channel.flush().await.expect("everything had been flushed before the reset");
             write().await.unwrap();
-            bench.controller.reset().unwrap();
+            bench.controller.reset().await.unwrap();
             settle().await;
             bench.channel.flush().await.expect("the cache was written out before the reset");
             write().await.unwrap();
@@ -349,13 +357,65 @@ mod nvme_device {
     }
 
     #[test]
-    fn a_controller_that_is_pulled_out_ends_every_command() {
+    fn a_controller_that_is_pulled_out_ends_every_command_and_is_let_go_of() {
         let bench = bench(BlockSize::B4096, Settings::default());
+        assert_eq!(bench.device.failure(), None);
         bench.reactor.block_on(async {
             bench.emulated.unplug();
             let read = bench.channel.read(Lba(0), filled(&bench.arena, 4096, 0)).await;
             assert!(read.is_err());
             assert!(bench.channel.flush().await.is_err());
+            assert!(bench.controller.reset().await.is_err());
+            assert!(bench.controller.read_log(LogPage::SMART, 512).await.is_err());
         });
+        assert!(bench.controller.is_over());
+        assert!(bench.device.failure().unwrap().contains("unplugged"), "says why");
+        // Nothing but the bench has the controller any more: no doorbell, no transport.
+        assert_eq!(Arc::strong_count(&bench.emulated), 2, "the bench and its steps");
+    }
+
+    #[test]
+    fn health_and_errors_are_read_while_commands_run() {
+        let bench = bench(BlockSize::B4096, Settings::default());
+        bench.reactor.block_on(async {
+            let reads =
+                (0..8).map(|lba| bench.channel.read(Lba(lba), filled(&bench.arena, 4096, 0)));
+            let logs = async {
+                for page in [LogPage::SMART, LogPage::ERROR] {
+                    let log = bench.controller.read_log(page, 512).await.unwrap();
+                    assert_eq!(log.len(), 512);
+                }
+                bench.controller.read_log(LogPage::SMART, 512).await.unwrap()
+            };
+            let (reads, smart) =
+                futures_util::future::join(futures_util::future::join_all(reads), logs).await;
+            assert!(reads.iter().all(Result::is_ok));
+            let kelvins = u16::from_le_bytes([smart[1], smart[2]]);
+            assert!((250..400).contains(&kelvins), "{kelvins} K");
+        });
+    }
+
+    #[test]
+    fn what_is_polled_for_takes_the_hot_queue_and_the_rest_the_cold_one() {
+        let count = |wait| {
+            let options = ReactorOptions { wait, ..ReactorOptions::deterministic() };
+            let bench =
+                bench_on(Reactor::new(options).unwrap(), BlockSize::B4096, Settings::default());
+            bench.reactor.block_on(async {
+                let buffer = bench.channel.read(Lba(0), filled(&bench.arena, 4096, 0)).await;
+                bench.channel.write(Lba(0), buffer.unwrap(), Durability::Cached).await.unwrap();
+                bench.channel.read(Lba(0), filled(&bench.arena, 128 << 10, 0)).await.unwrap();
+                bench.channel.flush().await.unwrap();
+            });
+            let (hot, cold) = bench.channel.queue_counters();
+            let hot = hot.expect("the controller has queues enough");
+            ((hot.reads, hot.writes, hot.flushes), (cold.reads, cold.writes, cold.flushes))
+        };
+        assert_eq!(count(Wait::Busy), ((1, 1, 0), (1, 0, 1)), "small ones are polled for");
+        assert_eq!(count(Wait::Sleep), ((0, 0, 0), (2, 1, 1)), "nobody polls");
+        let few = Settings { io_queues: 1, ..Settings::default() };
+        let bench = bench(BlockSize::B4096, few);
+        assert!(bench.channel.queue_counters().0.is_none(), "one queue pair must do");
+        bench.reactor.block_on(conforms(&bench.reactor, &bench.arena, bench.channel.clone()));
     }
 }

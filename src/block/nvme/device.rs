@@ -18,6 +18,7 @@ use crate::nvme::{
     Settings,
 };
 use crate::reactor::{Instant, Poller, Reactor, Registration, Remote};
+use crate::spec::log::LogPage;
 use crate::units::{BlockSize, ByteCount, NamespaceId};
 
 /// Why a namespace could not be opened.
@@ -47,8 +48,8 @@ pub enum OpenError {
 /// What is opened.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// The namespace.
-    pub namespace: NamespaceId,
+    /// The namespace; all that can be used if `None`.
+    pub namespace: Option<NamespaceId>,
     /// How many channels there will be: each has two queue pairs, or one where the controller has
     /// too few.
     pub channels: u16,
@@ -141,6 +142,12 @@ impl NvmeDevice {
         lock(&self.0.failure).clone()
     }
 
+    /// The namespace.
+    #[must_use]
+    pub fn namespace(&self) -> NamespaceId {
+        self.0.namespace
+    }
+
     /// What the device is.
     #[must_use]
     pub fn geometry(&self) -> &Geometry {
@@ -166,6 +173,8 @@ impl NvmeDevice {
 pub struct NvmeController {
     owner: Rc<Owner>,
     identity: ControllerIdentity,
+    /// Whoever asks the controller for something holds it.
+    asking: async_lock::Mutex<()>,
     _registration: Registration,
 }
 
@@ -177,8 +186,8 @@ struct Owner {
     /// While somebody waits: what came.
     events: RefCell<Option<VecDeque<Event>>>,
     waiting: Cell<Option<Waker>>,
-    /// The open namespace, to be told of resets.
-    device: RefCell<Option<Arc<Shared>>>,
+    /// The open namespaces, to be told of resets.
+    devices: RefCell<Vec<Arc<Shared>>>,
     name: String,
 }
 
@@ -220,14 +229,14 @@ impl Owner {
         match &event {
             Event::ResetStarted { cause, cache_written } => {
                 tracing::warn!(controller, %cause, cache_written, "controller is being reset");
-                if let Some(device) = self.device().filter(|_| !cache_written) {
-                    device.reset();
+                if !cache_written {
+                    self.devices.borrow().iter().for_each(|device| device.reset());
                 }
             }
             Event::ResetDone => tracing::warn!(controller, "controller was reset"),
             Event::Failed(error) => {
                 tracing::error!(controller, %error, "controller given up");
-                if let Some(device) = self.device() {
+                for device in &*self.devices.borrow() {
                     device.fail(error.to_string());
                     device.let_go();
                 }
@@ -241,7 +250,7 @@ impl Owner {
             Event::NamespaceChanged(namespace) => {
                 let blocks = namespace.block_count.get();
                 tracing::warn!(controller, namespace = namespace.id.get(), blocks, "changed");
-                if let Some(device) = self.device().filter(|known| known.namespace == namespace.id)
+                if let Some(device) = self.device(namespace.id)
                     && let Some(reason) = unlike(&device.geometry, namespace)
                 {
                     tracing::error!(controller, namespace = namespace.id.get(), reason);
@@ -252,7 +261,7 @@ impl Owner {
                 let reason =
                     error.as_ref().map_or("it was deleted".to_owned(), ToString::to_string);
                 tracing::error!(controller, namespace = id.get(), reason, "namespace lost");
-                if let Some(device) = self.device().filter(|known| known.namespace == *id) {
+                if let Some(device) = self.device(*id) {
                     device.fail(format!("namespace {id} is lost: {reason}"));
                 }
             }
@@ -260,6 +269,7 @@ impl Owner {
             Event::Ready { .. }
             | Event::QueuePairCreated { .. }
             | Event::QueuePairDeleted { .. }
+            | Event::Log { .. }
             | Event::ShutDown => {}
         }
         if let Some(events) = &mut *self.events.borrow_mut() {
@@ -267,8 +277,9 @@ impl Owner {
         }
     }
 
-    fn device(&self) -> Option<Arc<Shared>> {
-        self.device.borrow().clone()
+    fn device(&self, namespace: NamespaceId) -> Option<Arc<Shared>> {
+        let devices = self.devices.borrow();
+        devices.iter().find(|device| device.namespace == namespace).cloned()
     }
 
     /// The next event, while somebody listens.
@@ -289,8 +300,8 @@ impl Owner {
 }
 
 impl NvmeController {
-    /// Brings the controller behind `transport` up, opens a namespace, and makes a queue pair for
-    /// each channel. Every wait in it is bounded by the driver.
+    /// Brings the controller behind `transport` up, opens one namespace or all of them, and makes
+    /// queue pairs for each channel. Every wait in it is bounded by the driver.
     ///
     /// # Errors
     /// [`OpenError`]. The controller is then left as it is, disabled or not.
@@ -299,33 +310,46 @@ impl NvmeController {
         arena: &DmaArena,
         transport: Arc<dyn Transport>,
         wanted: &Wanted,
-    ) -> Result<(Self, NvmeDevice), OpenError> {
-        let queue_pairs = wanted.channels.saturating_mul(2);
-        let settings = Settings { queue_pairs, ..Settings::default() };
+    ) -> Result<(Self, Vec<NvmeDevice>), OpenError> {
+        let settings = match wanted.namespace {
+            Some(_) => {
+                let queue_pairs = wanted.channels.saturating_mul(2);
+                Settings { queue_pairs, ..Settings::default() }
+            }
+            None => Settings::default(),
+        };
         let name = transport.name().to_owned();
         let owner = Rc::new(Owner {
             controller: RefCell::new(Controller::start(Arc::clone(&transport), arena, settings)?),
             next: Cell::default(),
             events: RefCell::new(Some(VecDeque::new())),
             waiting: Cell::default(),
-            device: RefCell::default(),
+            devices: RefCell::default(),
             name,
         });
         let registration = reactor.register(Rc::clone(&owner) as Rc<dyn Poller>);
-        let (identity, namespace) = ready(&owner, wanted.namespace).await?;
-        let both = identity.max_queue_pairs >= queue_pairs;
+        let (identity, namespaces) = ready(&owner, wanted.namespace).await?;
+        let pairs = usize::from(wanted.channels) * 2 * namespaces.len();
+        let both = usize::from(identity.max_queue_pairs) >= pairs;
         if !both {
             let (granted, controller) = (identity.max_queue_pairs, &*owner.name);
-            tracing::info!(controller, granted, wanted = queue_pairs, "no queue pairs to poll");
+            tracing::info!(controller, granted, wanted = pairs, "no queue pairs to poll");
         }
-        let mut spare = Vec::new();
-        for channel in 0..wanted.channels {
-            spare.push(create_queue_pairs(&owner, &transport, namespace.id, channel, both).await?);
+        let mut devices = Vec::new();
+        for namespace in &namespaces {
+            let mut spare = Vec::new();
+            // The channels are handed out from the last one on.
+            for channel in 0..wanted.channels {
+                let id = namespace.id;
+                spare.push(create_queue_pairs(&owner, &transport, id, channel, both).await?);
+            }
+            devices.push(shared(namespace, &identity, spare));
         }
         *owner.events.borrow_mut() = None;
-        let device = shared(&namespace, &identity, spare);
-        *owner.device.borrow_mut() = Some(Arc::clone(&device.0));
-        Ok((Self { owner, identity, _registration: registration }, device))
+        *owner.devices.borrow_mut() =
+            devices.iter().map(|device: &NvmeDevice| Arc::clone(&device.0)).collect();
+        let asking = async_lock::Mutex::new(());
+        Ok((Self { owner, identity, asking, _registration: registration }, devices))
     }
 
     /// What the controller says it is.
@@ -334,47 +358,95 @@ impl NvmeController {
         &self.identity
     }
 
-    /// Resets the controller. Commands under way are tried again afterwards.
+    /// The PCI address or the path by which it is reached.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.owner.name
+    }
+
+    /// Whether it was shut down or given up.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.owner.controller.borrow().is_over()
+    }
+
+    /// Resets the controller, after it was told to write out its cache. Commands under way are
+    /// tried again afterwards. Returns when it is back.
     ///
     /// # Errors
-    /// If it was given up, or too many requests wait.
-    pub fn reset(&self) -> Result<(), NvmeError> {
-        self.owner.request(Request::Reset)
+    /// If it was given up.
+    pub async fn reset(&self) -> Result<(), NvmeError> {
+        self.ask(Request::Reset, |event| match event {
+            Event::ResetDone => Ok(()),
+            other => Err(other),
+        })
+        .await
+    }
+
+    /// Reads the first `length` bytes of a log page, at most 4096.
+    ///
+    /// # Errors
+    /// The controller's.
+    pub async fn read_log(&self, page: LogPage, length: usize) -> Result<Vec<u8>, NvmeError> {
+        self.ask(Request::ReadLog { page, length, tag: 0 }, |event| match event {
+            Event::Log { result, .. } => Ok(result),
+            other => Err(other),
+        })
+        .await?
     }
 
     /// Has the controller write out its cache and stop. No channel may be used any more.
     ///
     /// # Errors
-    /// If it did not do so in time.
-    pub async fn shut_down(self) -> Result<(), NvmeError> {
-        if self.owner.controller.borrow().is_over() {
+    /// If it did not do so in time, or was given up before.
+    pub async fn shut_down(&self) -> Result<(), NvmeError> {
+        self.ask(Request::Shutdown, |event| match event {
+            Event::ShutDown => Ok(()),
+            other => Err(other),
+        })
+        .await
+    }
+
+    /// Sends a request and waits for the event that `answer` recognizes; one at a time.
+    async fn ask<R>(
+        &self,
+        request: Request,
+        mut answer: impl FnMut(Event) -> Result<R, Event>,
+    ) -> Result<R, NvmeError> {
+        let _turn = self.asking.lock().await;
+        if self.is_over() {
             return Err(NvmeError::Gone);
         }
         *self.owner.events.borrow_mut() = Some(VecDeque::new());
-        self.owner.request(Request::Shutdown)?;
-        loop {
-            match self.owner.next_event().await {
-                Event::ShutDown => return Ok(()),
-                Event::Failed(error) => return Err(error),
-                _ => {}
-            }
-        }
+        let result = match self.owner.request(request) {
+            Ok(()) => loop {
+                match answer(self.owner.next_event().await) {
+                    Ok(result) => break Ok(result),
+                    Err(Event::Failed(error)) => break Err(error),
+                    Err(_) => {}
+                }
+            },
+            Err(error) => Err(error),
+        };
+        *self.owner.events.borrow_mut() = None;
+        result
     }
 }
 
 async fn ready(
     owner: &Owner,
-    wanted: NamespaceId,
-) -> Result<(ControllerIdentity, Namespace), OpenError> {
+    wanted: Option<NamespaceId>,
+) -> Result<(ControllerIdentity, Vec<Namespace>), OpenError> {
     loop {
         match owner.next_event().await {
             Event::Ready { identity, namespaces, refused } => {
-                let existing = namespaces.iter().map(|namespace| namespace.id.get()).collect();
-                if let Some(found) = namespaces.into_iter().find(|found| found.id == wanted) {
-                    return Ok((*identity, found));
-                }
                 for error in refused {
                     tracing::warn!(controller = owner.name, %error, "namespace cannot be used");
+                }
+                let Some(wanted) = wanted else { return Ok((*identity, namespaces)) };
+                let existing = namespaces.iter().map(|namespace| namespace.id.get()).collect();
+                if let Some(found) = namespaces.into_iter().find(|found| found.id == wanted) {
+                    return Ok((*identity, vec![found]));
                 }
                 return Err(OpenError::NoNamespace { namespace: wanted, existing });
             }

@@ -12,7 +12,7 @@ impl DaemonService {
     fn bdevs(&self) -> Answer<Vec<Bdev>> {
         let claimed = |name: &String| self.pool_devices.values().any(|device| device == name);
         let mut bdevs: Vec<Bdev> =
-            self.devices.iter().map(|device| device.bdev(claimed(&device.name))).collect();
+            self.devices().iter().map(|device| device.bdev(claimed(&device.name))).collect();
         for pool in self.directory.pools() {
             let facts = self.ask_owner(&pool)?;
             for entry in self.directory.volumes(pool.key()) {
@@ -51,8 +51,11 @@ impl BdevMethods for DaemonService {
             return Err(RpcError::invalid_parameters(reason));
         }
         let sites = self.site_facts()?;
-        let mut bdevs: Vec<BdevIostat> =
-            self.devices.iter().map(|device| facts::device_iostat(&device.name, &sites)).collect();
+        let mut bdevs: Vec<BdevIostat> = self
+            .devices()
+            .iter()
+            .map(|device| facts::device_iostat(&device.name, &sites))
+            .collect();
         for pool in self.directory.pools() {
             for entry in self.directory.volumes(pool.key()) {
                 bdevs.push(facts::volume_iostat(&entry, &sites));

@@ -64,7 +64,7 @@ impl ProcessMethods for DaemonService {
                 .map(|pool| self.pool_status(pool, &sites))
                 .collect::<Answer<Vec<PoolStatus>>>()?,
             devices: self
-                .devices
+                .devices()
                 .iter()
                 .map(|device| device.status(&sites))
                 .collect::<Vec<DeviceStatus>>(),

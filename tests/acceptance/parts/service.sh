@@ -15,9 +15,10 @@ demo=mount/volumes/pool0/demo
 # ---- as a user would -------------------------------------------------------------------------
 
 # From the checkout itself, by the command that README.md shows, when nobody's files are there.
+# The run has built the program before its first check, so no check waits for a compiler; with a
+# program of somebody else's building, that one is started instead.
 service_quick_start() {
     cd "$checkout"
-    cargo build --release --quiet
     if [[ -e var ]] || is_mounted mount/volumes; then
         note "in a folder of its own: the checkout holds a var/ or a mount of yours"
         cd "$work"
@@ -39,8 +40,9 @@ service_quick_start() {
 }
 
 quick_start_once() {
-    cargo run --release --quiet --manifest-path "$checkout/Cargo.toml" -- \
-        serve --config config.toml.example >"$daemon_log" 2>&1 </dev/null &
+    local command=(cargo run --release --quiet --manifest-path "$checkout/Cargo.toml" --)
+    [[ -z ${LVOLFS:-} ]] || command=("$lvolfs")
+    "${command[@]}" serve --config config.toml.example >"$daemon_log" 2>&1 </dev/null &
     daemon_pid=$!
     daemon_await_ready
     grep -Ei '\bready\b' "$daemon_log"

@@ -25,6 +25,7 @@ mod io;
 mod merge;
 mod metadata_io;
 mod operations;
+mod periodic;
 mod reclaim;
 mod recover;
 mod scrub;

@@ -146,6 +146,7 @@ async fn open_on_owner(
     defaults: Attributes,
 ) -> anyhow::Result<(Arc<Pool>, Remote<Store>, ByteCount)> {
     let channel = site.channel(&wanted.device)?;
+    let mut formatted = false;
     match Store::identify(&channel, &site.arena).await? {
         Contents::Lvolstore => {}
         Contents::Blank if wanted.create => {
@@ -153,7 +154,10 @@ async fn open_on_owner(
                 LayoutOptions { cluster_size: wanted.cluster_size, ..LayoutOptions::default() };
             let options = FormatOptions { name: wanted.name.clone(), uuid: None, layout };
             Store::format(&channel, &site.arena, &options).await?;
-            tracing::info!(pool = wanted.name, device = wanted.device, "formatted a blank device");
+            let (pool, device) = (&wanted.name, &wanted.device);
+            let cluster_size = wanted.cluster_size.human();
+            tracing::info!(pool, device, cluster_size, "blank device formatted");
+            formatted = true;
         }
         Contents::Blank => bail!("the device is blank; set `create = true` to format it"),
         other => bail!(
@@ -169,7 +173,8 @@ async fn open_on_owner(
         close?;
         bail!("the pool there is named {name:?}, not {:?}; correct the name", wanted.name);
     }
-    report(&store, wanted);
+    report(&store, wanted, formatted);
+    store.commit_every(wanted.commit_interval);
     let size = info.cluster_size.get() * u64::from(info.data_clusters.get());
     let remote = store.remote()?;
     let directory = site.catalog.directory();
@@ -179,11 +184,13 @@ async fn open_on_owner(
 }
 
 /// Says in the log how the pool was found.
-fn report(store: &Rc<Store>, wanted: &config::Pool) {
+fn report(store: &Rc<Store>, wanted: &config::Pool, formatted: bool) {
     let (info, recovery) = (store.info(), store.recovery());
     let (pool, volumes) = (&*wanted.name, store.volumes().len());
     let free = info.free_clusters.get();
-    if recovery.clean {
+    if formatted {
+        tracing::info!(pool, free_clusters = free, "new pool opened");
+    } else if recovery.clean {
         tracing::info!(pool, volumes, free_clusters = free, "pool opened clean");
     } else {
         let scanned = recovery.pages_scanned;

@@ -74,7 +74,7 @@ impl<D: BlockDevice> Store<D> {
         super_block.set_super_blob(Some(blob.id));
         io.write_page(ByteOffset(0), &super_block.encode()).await?;
         io.flush().await?;
-        tracing::info!(pool = %name, %uuid, "formatted");
+        tracing::debug!(pool = %name, %uuid, "formatted");
         Ok(())
     }
 
@@ -99,7 +99,7 @@ impl<D: BlockDevice> Store<D> {
         self.write_super_block(&super_block).await?;
         self.flush().await?;
         self.state.borrow_mut().super_block = super_block;
-        tracing::info!("pool closed clean");
+        tracing::debug!("closed clean");
         Ok(())
     }
 

@@ -12,6 +12,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -54,6 +55,8 @@ pub struct Store<D> {
     pub(super) tracker: Rc<Tracker>,
     counters: Cell<StoreCounters>,
     remote: RefCell<Option<Remote<Self>>>,
+    /// The commits that nobody asks for; dropping it ends them.
+    periodic: RefCell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
     recovery: Recovery,
 }
 
@@ -220,6 +223,7 @@ impl<D: BlockDevice> Store<D> {
             tracker,
             counters: Cell::default(),
             remote: RefCell::default(),
+            periodic: RefCell::default(),
             recovery,
         });
         *store.remote.borrow_mut() = Some(reactor.keep(Rc::clone(&store)));
@@ -386,9 +390,14 @@ impl<D: BlockDevice> Store<D> {
         result
     }
 
+    pub(super) fn set_periodic(&self, task: Pin<Box<dyn Future<Output = ()>>>) {
+        *self.periodic.borrow_mut() = Some(task);
+    }
+
     /// Nothing can be asked of the store any more.
-    fn end(&self) {
+    pub(super) fn end(&self) {
         self.flag_all(CLOSED);
+        drop(self.periodic.take());
         let mut state = self.state.borrow_mut();
         state.closed = true;
         for tracker in state.trackers.drain(..).take(1) {

@@ -27,6 +27,7 @@ pub const USER_PREFIX: &str = "user.";
 
 /// The owner of a pool. Lives on one reactor; others call it through [`Pool::owner`].
 pub struct PoolOwner {
+    reactor: Rc<Reactor>,
     pub(super) store: Rc<Store>,
     directory: Directory,
     defaults: Attributes,
@@ -71,6 +72,7 @@ impl PoolOwner {
         defaults: Attributes,
     ) -> Result<(Rc<Self>, std::sync::Arc<Pool>), Error> {
         let owner = Rc::new(Self {
+            reactor: Rc::clone(reactor),
             store,
             directory: directory.clone(),
             defaults,
@@ -336,7 +338,10 @@ impl PoolOwner {
             }
         }
         self.directory.remove_pool(pool.key());
-        Ok(self.store.close().await?)
+        let closed = self.store.close().await;
+        // Nothing can be asked of it any more; whoever holds the pool still is told so.
+        drop(pool.owner().release(&self.reactor));
+        Ok(closed?)
     }
 }
 

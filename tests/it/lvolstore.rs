@@ -2,7 +2,8 @@
 
 mod bench;
 mod golden_images;
-mod model;
+pub(crate) mod model;
 mod operations;
+mod periodic;
 mod power_cut;
 mod scrub;

@@ -55,7 +55,7 @@ impl Served {
         Self::open(reactor, device, arena).await
     }
 
-    async fn open(reactor: &Rc<Reactor>, device: AnyDevice, arena: DmaArena) -> Self {
+    pub(crate) async fn open(reactor: &Rc<Reactor>, device: AnyDevice, arena: DmaArena) -> Self {
         let channel = device.channel(reactor, &arena).unwrap();
         let store = Store::open(channel.clone(), reactor, &arena).await.unwrap();
         let remote = store.remote().unwrap();
@@ -88,11 +88,11 @@ impl Served {
         Self::open(&self.reactor, self.device, self.arena).await
     }
 
-    fn pool_node(&self) -> NodeId {
+    pub(crate) fn pool_node(&self) -> NodeId {
         NodeId(self.pool.key().number())
     }
 
-    async fn ask_as(
+    pub(crate) async fn ask_as(
         &self,
         thread: u32,
         node: NodeId,
@@ -126,14 +126,14 @@ impl Served {
     }
 
     /// A volume that is not open.
-    async fn volume(&self, name: &str, size: u64) -> NodeId {
+    pub(crate) async fn volume(&self, name: &str, size: u64) -> NodeId {
         let (node, handle) = self.create(name).await.unwrap();
         self.truncate(node, size, Some(handle)).await.unwrap();
         self.ask(node, Operation::Release { handle }).await.unwrap();
         node
     }
 
-    async fn truncate(
+    pub(crate) async fn truncate(
         &self,
         node: NodeId,
         size: u64,
@@ -148,7 +148,7 @@ impl Served {
         Ok(out::<abi::AttrOut>(&self.ask(node, Operation::GetAttr).await?).attr)
     }
 
-    async fn lookup(&self, name: &str) -> Result<NodeId, Errno> {
+    pub(crate) async fn lookup(&self, name: &str) -> Result<NodeId, Errno> {
         let operation = Operation::Lookup { name: named(name) };
         let body = self.ask(self.pool_node(), operation).await?;
         Ok(NodeId(out::<abi::EntryOut>(&body).nodeid))
@@ -177,7 +177,12 @@ impl Served {
         Ok(out::<abi::WriteOut>(&body).size as usize)
     }
 
-    async fn read(&self, node: NodeId, offset: u64, size: usize) -> Result<Vec<u8>, Errno> {
+    pub(crate) async fn read(
+        &self,
+        node: NodeId,
+        offset: u64,
+        size: usize,
+    ) -> Result<Vec<u8>, Errno> {
         let (handle, size) = (FileHandle(0), size as u32);
         self.ask(node, Operation::Read { handle, offset, size }).await
     }

@@ -13,6 +13,7 @@ mod control;
 mod emulated;
 mod fuse_mount;
 mod fuse_operations;
+mod fuse_power_cut;
 mod golden;
 mod lvol_format;
 mod lvolstore;

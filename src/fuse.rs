@@ -12,6 +12,7 @@ mod copy;
 pub mod device;
 pub mod errno;
 pub mod mount;
+pub mod notify;
 pub mod openings;
 pub mod operations;
 pub mod reply;

@@ -14,6 +14,7 @@
 
 pub mod clock;
 mod inbox;
+mod memory;
 pub mod placement;
 pub mod policy;
 mod remote;
@@ -23,6 +24,7 @@ mod turn;
 
 pub use clock::{Clock, Instant, VirtualClock};
 pub use inbox::{InboxFull, Mail, ReactorHandle};
+pub use memory::Share;
 pub use policy::Wait;
 pub use remote::{Gone, Remote};
 pub use ring::{AtKernel, ENTRIES_LIMIT, HEADER, QueueEntry, Readiness, Ring};

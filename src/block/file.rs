@@ -23,7 +23,7 @@ use super::{
 };
 use crate::hw::dma::{DmaArena, DmaBuffer, MAX_BUFFER};
 use crate::hw::file::{Fallocate, lock_exclusive, size_of};
-use crate::reactor::Reactor;
+use crate::reactor::{Reactor, Share};
 use crate::units::{BlockCount, BlockSize, ByteCount, Lba};
 
 /// What a failed opening says: which file, what is wrong, what to do.
@@ -275,8 +275,9 @@ impl Channel {
     async fn write_zero_buffers(&self, offset: u64, length: u64) -> Result<(), BlockError> {
         const STEP: u64 = 256 << 10;
         let bytes = length.min(STEP);
-        let buffer = usize::try_from(bytes).ok().and_then(|b| self.arena.allocate_zeroed(b));
+        let buffer = self.reactor.allocate(&self.arena, bytes as usize, Share::All).await;
         let mut buffer = buffer.ok_or(BlockError::NoMemory { bytes })?;
+        buffer.fill(0);
         let mut done = 0;
         while done < length {
             let step = (length - done).min(bytes) as usize;

@@ -53,7 +53,8 @@ impl Doors {
         pools: &Pools,
     ) -> anyhow::Result<Server> {
         let (path, transport) = (config.mount.path.clone(), self.files.transport().clone());
-        let service = DaemonService::new(sites, devices, pools, path, transport)?;
+        let notifier = self.files.notifier()?;
+        let service = DaemonService::new(sites, devices, pools, path, transport, notifier)?;
         Ok(Server::start(&config.control.socket, Arc::new(service))?)
     }
 

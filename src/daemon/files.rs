@@ -18,6 +18,7 @@ use crate::config::{self, Config};
 use crate::control::types::KillSignal;
 use crate::fuse::device;
 use crate::fuse::mount::{Access, Mount, MountOptions, Transport, Unmounted};
+use crate::fuse::notify::Notifier;
 use crate::fuse::openings::Openings;
 use crate::fuse::operations::Operations;
 use crate::fuse::reply::Reply;
@@ -76,6 +77,11 @@ impl Files {
         }
         files.announce();
         Ok(files)
+    }
+
+    /// A way to tell the kernel what other doors changed.
+    pub(super) fn notifier(&self) -> anyhow::Result<Notifier> {
+        Notifier::new(&self.mount.connection()?).context("cannot clone a connection")
     }
 
     /// How requests come.

@@ -30,6 +30,7 @@ use crate::control::{
     Service,
 };
 use crate::fuse::errno::Errno;
+use crate::fuse::notify::Notifier;
 use crate::lvol::{Quarantined, StoreCounters, StoreInfo, VolumeInfo};
 use crate::reactor::Remote;
 use crate::volume::{self, Directory, Entry, Pool};
@@ -46,6 +47,8 @@ pub(super) struct DaemonService {
     pool_devices: BTreeMap<String, String>,
     mount: PathBuf,
     transport: TransportInUse,
+    /// Tells the kernel what was changed by other doors than the mount.
+    notifier: Notifier,
     started: Instant,
 }
 
@@ -66,6 +69,7 @@ impl DaemonService {
         pools: &Pools,
         mount: PathBuf,
         transport: TransportInUse,
+        notifier: Notifier,
     ) -> anyhow::Result<Self> {
         let directory = sites[0].run(|site| async move { site.catalog.directory().clone() })?;
         Ok(Self {
@@ -79,6 +83,7 @@ impl DaemonService {
             pool_devices: pools.devices(),
             mount,
             transport,
+            notifier,
             started: super::now(),
         })
     }

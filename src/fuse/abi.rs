@@ -59,6 +59,11 @@ structures! {
     /// A directory entry; its name follows, padded to eight bytes.
     struct Dirent: 24 { ino: u64, off: u64, namelen: u32, kind: u32 }
 
+    /// The kernel is to forget a file's attributes.
+    struct NotifyInvalInodeOut: 24 { ino: u64, off: i64, len: i64 }
+    /// The kernel is to forget a name, which follows with a NUL.
+    struct NotifyInvalEntryOut: 16 { parent: u64, namelen: u32, flags: u32 }
+
     /// FORGET.
     struct ForgetIn: 8 { nlookup: u64 }
     /// BATCH_FORGET; `count` pairs of node and number follow.

@@ -14,8 +14,8 @@ use super::errno::Errno;
 use super::request::NodeId;
 use crate::volume::{Attributes, Directory, Entry, Key, Pool, Volume};
 
-/// How long the kernel may use names and attributes without asking again. Changes through the
-/// mount are seen at once; those through other doors within this time.
+/// How long the kernel may use names and attributes without asking again. It is told of changes
+/// by other doors ([`super::notify`]); if it were not, they would be seen within this time.
 const VALID_SECONDS: u64 = 1;
 /// What `st_blksize` says: the page, below which writes to a 4 KiB device must read first.
 const BLOCK_SIZE: u32 = 4096;

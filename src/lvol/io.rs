@@ -17,7 +17,7 @@ use futures_util::future::{Either, join_all};
 
 use crate::block::{BlockDevice, Durability, FlushGroup};
 use crate::hw::dma::{DmaArena, DmaBuffer};
-use crate::reactor::{Gone, Reactor, Remote};
+use crate::reactor::{Gone, Reactor, Remote, Share};
 use crate::units::{
     BlobId, BlockCount, BlockSize, ByteCount, ByteOffset, ClusterCount, ClusterIndex, Lba,
     VolumeCluster,
@@ -530,8 +530,10 @@ impl<D: BlockDevice> VolumeIo<D> {
                 Place::Parent(_) => {
                     flight.finish();
                     let step = bytes.min(ZERO_STEP);
-                    let buffer = self.shared.arena.allocate_zeroed(step as usize);
-                    let buffer = buffer.ok_or(Error::NoMemory { bytes: step })?;
+                    let (arena, length) = (&self.shared.arena, step as usize);
+                    let buffer = self.shared.reactor.allocate(arena, length, Share::All).await;
+                    let mut buffer = buffer.ok_or(Error::NoMemory { bytes: step })?;
+                    buffer.fill(0);
                     let block = BlockCount(within >> shift);
                     let written = self.write_by_owner(cluster, block, buffer).await;
                     drop(written.map_err(|failed| failed.error)?);

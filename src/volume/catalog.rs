@@ -91,7 +91,7 @@ impl Catalog {
         let entry = self.directory.volume(key).ok_or(Error::NotFound)?;
         let pool = self.pools.borrow().get(&entry.pool().key()).cloned();
         let io = pool.ok_or(Error::NotAttached)?.volume(entry.blob()).await?;
-        let volume = Rc::new(Volume::new(entry, io, &self.arena));
+        let volume = Rc::new(Volume::new(entry, io, &self.reactor, &self.arena));
         let mut volumes = self.volumes.borrow_mut();
         // This is rare enough to look for those that are gone.
         volumes.retain(|_, volume| !volume.entry().gate().is_closed());

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::directory::Entry;
@@ -10,12 +11,14 @@ use super::gate::Access;
 use crate::block::{AnyChannel, Durability};
 use crate::hw::dma::{DmaArena, DmaBuffer};
 use crate::lvol::VolumeIo;
+use crate::reactor::{Reactor, Share};
 use crate::units::{ByteCount, ByteOffset};
 
 /// A volume as one reactor uses it.
 pub struct Volume {
     entry: Arc<Entry>,
     io: VolumeIo<AnyChannel>,
+    reactor: Rc<Reactor>,
     arena: DmaArena,
     counters: Cell<VolumeCounters>,
 }
@@ -79,8 +82,14 @@ enum Clear {
 }
 
 impl Volume {
-    pub(super) fn new(entry: Arc<Entry>, io: VolumeIo<AnyChannel>, arena: &DmaArena) -> Self {
-        Self { entry, io, arena: arena.clone(), counters: Cell::default() }
+    pub(super) fn new(
+        entry: Arc<Entry>,
+        io: VolumeIo<AnyChannel>,
+        reactor: &Rc<Reactor>,
+        arena: &DmaArena,
+    ) -> Self {
+        let (reactor, arena) = (Rc::clone(reactor), arena.clone());
+        Self { entry, io, reactor, arena, counters: Cell::default() }
     }
 
     /// What all reactors share of it.
@@ -166,7 +175,7 @@ impl Volume {
                 }
                 landing
             }
-            None => self.allocate(blocks)?,
+            None => self.allocate(blocks, Share::Most).await?,
         };
         let buffer = self.io.read(ByteOffset(start), buffer).await?;
         let skip = (offset.get() - start) as usize;
@@ -231,12 +240,12 @@ impl Volume {
         let block = self.block_size().get();
         let (start, length) = self.cover(offset, data.len());
         let _held = self.entry.locks().exclusive(start, length as u64).await;
-        let mut whole = self.allocate(length)?;
+        let mut whole = self.allocate(length, Share::Most).await?;
         let end = start + length as u64;
         let first = (offset > start).then_some(start);
         let last = (offset + data.len() as u64 != end).then_some(end - block);
         for edge in [first, last.filter(|last| first != Some(*last))].into_iter().flatten() {
-            let buffer = self.allocate(block as usize)?;
+            let buffer = self.allocate(block as usize, Share::All).await?;
             let old = self.io.read(ByteOffset(edge), buffer).await?;
             let at = (edge - start) as usize;
             whole[at..at + old.len()].copy_from_slice(&old);
@@ -371,8 +380,9 @@ impl Volume {
         (start, (end - start) as usize)
     }
 
-    fn allocate(&self, bytes: usize) -> Result<DmaBuffer, Error> {
-        self.arena.allocate(bytes).ok_or(Error::NoMemory { bytes })
+    async fn allocate(&self, bytes: usize, share: Share) -> Result<DmaBuffer, Error> {
+        let buffer = self.reactor.allocate(&self.arena, bytes, share).await;
+        buffer.ok_or(Error::NoMemory { bytes })
     }
 
     fn count<T>(&self, result: &Result<T, Error>, change: impl FnOnce(&mut VolumeCounters)) {

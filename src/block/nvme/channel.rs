@@ -20,7 +20,7 @@ use crate::hw::dma::{DmaArena, DmaBuffer};
 use crate::hw::event::EventFd;
 use crate::nvme::retry::{MAX_ATTEMPTS, Triage, triage};
 use crate::nvme::{CommandFailure, Completion, QueueCounters, QueuePair, RejectReason, Rejected};
-use crate::reactor::{Instant, Poller, Reactor, Registration, Remote};
+use crate::reactor::{Instant, Poller, Reactor, Registration, Remote, Share};
 use crate::spec::command::{Deallocate, DsmRange, ForceUnitAccess};
 use crate::units::{BlockCount, Lba};
 
@@ -330,7 +330,9 @@ impl Channel {
         let shift = self.shared.geometry.block_size.shift();
         let bytes = (blocks.get() << shift).min(ZERO_BUFFER as u64);
         let no_memory = BlockError::NoMemory { bytes };
-        let mut buffer = self.arena.allocate_zeroed(bytes as usize).ok_or(no_memory)?;
+        let buffer = self.reactor.allocate(&self.arena, bytes as usize, Share::All).await;
+        let mut buffer = buffer.ok_or(no_memory)?;
+        buffer.fill(0);
         let mut done = 0;
         while done < blocks.get() {
             let count = (blocks.get() - done).min(buffer.len() as u64 >> shift);

@@ -53,13 +53,17 @@ impl LvolMethods for DaemonService {
 
     fn bdev_lvol_rename(&self, parameters: RenameLvol) -> Answer<bool> {
         let (entry, name) = (self.volume(&parameters.old_name)?, parameters.new_name);
+        let (pool, old) = (entry.pool().key(), entry.name());
         self.operate(|catalog| async move { catalog.rename(&entry, &name, Replace::Never).await })?;
+        self.notifier.name(pool, &old);
         Ok(true)
     }
 
     fn bdev_lvol_resize(&self, parameters: ResizeLvol) -> Answer<bool> {
         let (entry, size) = (self.volume(&parameters.name)?, parameters.size()?);
+        let key = entry.key();
         self.operate(move |catalog| async move { catalog.resize(&entry, size).await })?;
+        self.notifier.attributes(key);
         Ok(true)
     }
 
@@ -76,7 +80,9 @@ impl LvolMethods for DaemonService {
 
     fn bdev_lvol_delete(&self, parameters: SelectLvol) -> Answer<bool> {
         let entry = self.volume(&parameters.name)?;
+        let (pool, name) = (entry.pool().key(), entry.name());
         self.operate(|catalog| async move { catalog.delete(&entry).await })?;
+        self.notifier.name(pool, &name);
         Ok(true)
     }
 

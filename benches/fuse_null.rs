@@ -1,0 +1,133 @@
+//! A file system that does nothing, on the transports of lvolfs: the floor under every figure of
+//! the mount. For `benches/compare-fuse`.
+//!
+//!     fuse_null FOLDER SIZE [dev_fuse]
+//!
+//! One file, `null`, of SIZE bytes: writes are forgotten, reads give whatever is in memory.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use lvolfs::fuse::abi;
+use lvolfs::fuse::device;
+use lvolfs::fuse::errno::Errno;
+use lvolfs::fuse::mount::{Access, Mount, MountOptions, Transport};
+use lvolfs::fuse::reply::Reply;
+use lvolfs::fuse::request::{NodeId, Operation, Request};
+use lvolfs::fuse::uring::{self, Queues, Shape};
+use lvolfs::hw::dma::{DmaArena, DmaBuffer};
+use lvolfs::hw::thread::{allowed_cpus, possible_cpus};
+use lvolfs::reactor::policy::SpinPermits;
+use lvolfs::reactor::{Clock, Reactor, ReactorOptions, Wait};
+use lvolfs::units::ByteCount;
+
+const FILE: NodeId = NodeId(2);
+
+struct Null {
+    arena: DmaArena,
+    size: u64,
+}
+
+impl Null {
+    fn attributes(&self, node: NodeId) -> abi::Attr {
+        let root = node == NodeId::ROOT;
+        abi::Attr {
+            ino: node.0,
+            size: if root { 0 } else { self.size },
+            mode: if root { libc::S_IFDIR | 0o755 } else { libc::S_IFREG | 0o600 },
+            nlink: 1,
+            blksize: 4096,
+            ..Default::default()
+        }
+    }
+
+    fn answer(&self, request: &Request, data: Option<DmaBuffer>) -> Reply {
+        const VALID: u64 = 3600;
+        match &request.operation {
+            Operation::Read { size, .. } => {
+                let size = *size as usize;
+                match data.or_else(|| self.arena.allocate(size)) {
+                    Some(buffer) => Reply::Data(buffer, 0..size),
+                    None => Errno::ENOMEM.into(),
+                }
+            }
+            Operation::Write { size, .. } => {
+                Reply::structure(&abi::WriteOut { size: *size, padding: 0 })
+            }
+            Operation::Lookup { name } if **name == *"null" => Reply::structure(&abi::EntryOut {
+                nodeid: FILE.0,
+                entry_valid: VALID,
+                attr_valid: VALID,
+                attr: self.attributes(FILE),
+                ..Default::default()
+            }),
+            Operation::Lookup { .. } => Errno::ENOENT.into(),
+            Operation::GetAttr | Operation::SetAttr(_) => Reply::structure(&abi::AttrOut {
+                attr_valid: VALID,
+                attr: self.attributes(request.node),
+                ..Default::default()
+            }),
+            Operation::Open { .. } => Reply::structure(&abi::OpenOut {
+                open_flags: abi::fopen::DIRECT_IO | abi::fopen::PARALLEL_DIRECT_WRITES,
+                ..Default::default()
+            }),
+            Operation::FSync { .. } | Operation::Release { .. } => Reply::empty(),
+            Operation::Forget => Reply::None,
+            _ => Errno::ENOSYS.into(),
+        }
+    }
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(path), Some(size)) = (arguments.next(), arguments.next()) else {
+        panic!("fuse_null FOLDER SIZE [dev_fuse]");
+    };
+    let size: u64 = size.parse().expect("SIZE is a number of bytes");
+    let transport =
+        if arguments.next().is_some() { Transport::DevFuse } else { Transport::IoUring };
+    let options = MountOptions { path: PathBuf::from(path), access: Access::Owner, transport };
+    let mount = Mount::new(&options).expect("mounted");
+    let shape = Shape::of(possible_cpus());
+    let cpus = allowed_cpus();
+    let homes: Vec<_> = cpus.iter().copied().map(Some).collect();
+    let permits = SpinPermits::new(cpus.len());
+    let arena = DmaArena::new(ByteCount(shape.memory().get() + (32 << 20)), false).expect("memory");
+    let mut threads = Vec::new();
+    for (index, queues) in uring::assign(shape, &homes).into_iter().enumerate() {
+        let connection = mount.connection().expect("a connection");
+        let file = connection.file().expect("a descriptor");
+        let (arena, permits, cpus) = (arena.clone(), permits.clone(), cpus.clone());
+        let fast = mount.io_uring().is_ok();
+        let serve = move || {
+            let (clock, wait) = (Clock::real(), Wait::Adaptive);
+            let options = ReactorOptions { index, wait, permits, clock };
+            let reactor = Reactor::new(options).expect("an io_uring");
+            let null = Rc::new(Null { arena: arena.clone(), size });
+            let handler = Rc::new(async move |request: Request, data: Option<DmaBuffer>| {
+                null.answer(&request, data)
+            });
+            reactor.block_on(async {
+                let device = Rc::clone(&handler);
+                let (never, rest) = (std::future::pending(), arena.clone());
+                let read = device::serve(Rc::clone(&reactor), rest, connection, device, never);
+                if !fast {
+                    return read.await.expect("served");
+                }
+                let file = Arc::clone(&file);
+                let queues = Queues::register(&reactor, &arena, &file, &queues, shape.depth);
+                let others = cpus.iter().copied().filter(|cpu| *cpu != cpus[index]).collect();
+                reactor.settle(cpus[index], others).expect("a CPU");
+                let never = std::future::pending();
+                let queues = uring::serve(&reactor, queues.expect("queues"), handler, never);
+                let (_, stopped) = futures_util::future::join(read, queues).await;
+                stopped.ended().await;
+            });
+        };
+        threads.push(std::thread::spawn(serve));
+    }
+    for thread in threads {
+        thread.join().expect("a thread that ends in order");
+    }
+}

@@ -1,0 +1,59 @@
+//! Telling the kernel what it remembers wrongly: sizes and names that were changed by another door.
+//!
+//! To be called on threads that serve no requests: the kernel may wait for one to be answered.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use zerocopy::IntoBytes;
+
+use super::abi::{NotifyInvalEntryOut, NotifyInvalInodeOut, OutHeader};
+use super::device::Connection;
+use super::request::NodeId;
+use crate::volume::Key;
+
+/// `FUSE_NOTIFY_INVAL_INODE` and `FUSE_NOTIFY_INVAL_ENTRY`.
+const INVAL_INODE: i32 = 2;
+const INVAL_ENTRY: i32 = 3;
+
+/// A way to tell the kernel. Clones are the same.
+#[derive(Clone)]
+pub struct Notifier(Arc<File>);
+
+impl Notifier {
+    /// By the connection of a mount.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn new(connection: &Connection) -> io::Result<Self> {
+        Ok(Self(connection.file()?))
+    }
+
+    /// Size or attributes of a pool or a volume have changed.
+    pub fn attributes(&self, key: Key) {
+        // A negative offset: no data is remembered wrongly, only attributes.
+        let body = NotifyInvalInodeOut { ino: NodeId::from(key).0, off: -1, len: 0 };
+        self.send(INVAL_INODE, body.as_bytes());
+    }
+
+    /// What had the name `name` in the pool has it no longer.
+    pub fn name(&self, pool: Key, name: &str) {
+        let namelen = u32::try_from(name.len()).unwrap_or(u32::MAX);
+        let body = NotifyInvalEntryOut { parent: NodeId::from(pool).0, namelen, flags: 0 };
+        self.send(INVAL_ENTRY, &[body.as_bytes(), name.as_bytes(), &[0]].concat());
+        self.attributes(pool);
+    }
+
+    fn send(&self, code: i32, body: &[u8]) {
+        let len = u32::try_from(size_of::<OutHeader>() + body.len()).unwrap_or(u32::MAX);
+        let header = OutHeader { len, error: code, unique: 0 };
+        let message = [header.as_bytes(), body].concat();
+        if let Err(error) = (&*self.0).write(&message)
+            // It remembers nothing of it; the mount is gone.
+            && !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENOTDIR))
+        {
+            tracing::debug!(%error, code, "the kernel refused a notification");
+        }
+    }
+}

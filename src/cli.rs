@@ -6,6 +6,7 @@
 
 mod arguments;
 mod ask;
+mod check;
 mod device;
 mod generate;
 mod logging;
@@ -36,6 +37,10 @@ pub enum Exit {
     Unreachable = 3,
     /// The configuration is refused, or cannot be read.
     Configuration = 4,
+    /// A store that was checked is not in order, and can be repaired.
+    Repairable = 5,
+    /// A store that was checked is damaged beyond what can be repaired without guessing.
+    Damaged = 6,
 }
 
 impl Exit {
@@ -86,13 +91,13 @@ pub enum UsageError {
 ///
 /// # Errors
 /// Why it could not be done; [`Exit::of`] has the code for it.
-pub fn run(arguments: Arguments) -> anyhow::Result<()> {
+pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let Arguments { socket, config, json, verb } = arguments;
     let text = match verb {
         Verb::Serve => {
             let config = Config::load(&config.ok_or(UsageError::NoConfiguration)?)?;
             logging::start(config.log);
-            return daemon::serve(&config);
+            return daemon::serve(&config).map(|()| Exit::Success);
         }
         Verb::CheckConfig { file } => {
             let config = Config::load(&file)?;
@@ -110,6 +115,11 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Verb::Completions { shell } => generate::completions(shell),
         Verb::Man { directory } => generate::man(&directory)?,
+        Verb::Check(check) => {
+            let check::Told { text, exit } = check.run(json)?;
+            return print(&text).map(|()| exit);
+        }
+        Verb::Dump(dump) => dump.run(json)?,
         Verb::Status { counters } => ask::connect(socket, config)?.status(json, counters)?,
         Verb::Pool(verb) => ask::connect(socket, config)?.pool(verb, json)?,
         Verb::Volume(verb) => ask::connect(socket, config)?.volume(verb, json)?,
@@ -119,7 +129,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
             ask::connect(socket, config)?.rpc(&method, &parameters)?
         }
     };
-    print(&text)
+    print(&text).map(|()| Exit::Success)
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

@@ -15,8 +15,10 @@
 
 mod allocate;
 mod allocator;
+pub mod check;
 mod commit;
 mod create;
+pub mod dump;
 mod error;
 pub mod format;
 mod freeze;
@@ -28,6 +30,7 @@ mod operations;
 mod periodic;
 mod reclaim;
 mod recover;
+pub mod repair;
 mod scrub;
 mod snapshot;
 mod store;

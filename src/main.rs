@@ -8,7 +8,7 @@ use lvolfs::cli::{self, Arguments, Exit};
 
 fn main() -> ExitCode {
     match cli::run(Arguments::parse()) {
-        Ok(()) => Exit::Success.into(),
+        Ok(exit) => exit.into(),
         Err(error) => {
             // If standard error is closed, the exit code still tells.
             writeln!(std::io::stderr(), "lvolfs: {error:#}").ok();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
+use super::check::{CheckStore, DumpStore};
 use super::device::DeviceVerb;
 use super::relatives::RelativeVerb;
 use super::scrub::ScrubPool;
@@ -14,7 +15,7 @@ use crate::units::ByteCount;
 /// Logical volumes as files, on an NVMe drive or a file, durable by fsync
 ///
 /// Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no daemon answers; 4 the configuration is
-/// refused.
+/// refused; from check: 5 the store can be repaired; 6 it is damaged.
 #[derive(Debug, Parser)]
 #[command(name = "lvolfs", version, max_term_width = 100, subcommand_required = true)]
 pub struct Arguments {
@@ -49,6 +50,14 @@ pub enum Verb {
         #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
     },
+    /// Check a store that no daemon has in use, one of SPDK's too, and repair it
+    ///
+    /// Reads all metadata: super block, bitmaps, every volume's pages, who owns which cluster,
+    /// snapshots and clones, names. Exit codes: 0 nothing is wrong; 5 what is wrong can be repaired;
+    /// 6 something is wrong that cannot; 1 it could not be checked.
+    Check(CheckStore),
+    /// Print the metadata of a store that no daemon has in use
+    Dump(DumpStore),
     /// Tell the state of a running daemon
     Status {
         /// Also the counters of every layer

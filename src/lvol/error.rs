@@ -224,6 +224,10 @@ pub enum Damage {
         /// Its size.
         clusters: u32,
     },
+    /// The blobs refer to more extent pages and clusters than a store can have, and this one to
+    /// those beyond.
+    #[error("the blobs together use more than there is")]
+    Excess,
     /// A bitmap of a cleanly closed store cannot be read.
     #[error("{0}")]
     Mask(#[from] MaskError),

@@ -37,14 +37,14 @@ mod reader;
 mod super_block;
 mod writer;
 
-pub use bitmap::{BitSet, MaskError, MaskKind, decode_mask, encode_mask, mask_bytes};
+pub use bitmap::{BitSet, MaskError, MaskKind, decode_mask, encode_mask, mask_bytes, mask_header};
 pub use blob::{Blob, ClearMethod, Flags, Mapping, Xattr, XattrError, Xattrs};
 pub use cluster_map::{ClusterMap, MapProblem, MappedRun};
 pub use contents::{Contents, IDENTIFY_BYTES};
 pub use extent::{EXTENT_PAGE_CLUSTERS, ExtentPage, ExtentTable, Run, Runs, TableSlot};
 pub use layout::{Layout, LayoutError, LayoutOptions, Medium, Region};
 pub use lvolstore::VolumeName;
-pub use page::{Descriptor, Descriptors, Page, PageKind, PageProblem};
+pub use page::{Descriptor, Descriptors, Page, PageKind, PageProblem, claims_root};
 pub use reader::{BlobError, BlobReader, Oddity, ReadBlob};
 pub use super_block::{SuperBlock, SuperBlockError};
 pub use writer::EncodeError;

@@ -3,7 +3,7 @@
 //! Writes go through a few buffers that are set aside when a pool is opened, so that a commit never
 //! fails for want of memory that data I/O has taken.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -60,7 +60,8 @@ impl<D: BlockDevice> MetadataIo<D> {
             (0..WRITE_BUFFERS).map(|_| arena.allocate_zeroed(length)).collect();
         let bytes = (WRITE_BUFFERS * length) as u64;
         let free = buffers.ok_or(BlockError::NoMemory { bytes })?;
-        let buffers = Buffers { free: RefCell::new(free), waiting: RefCell::default() };
+        let left = Cell::new(free.len());
+        let buffers = Buffers { free: RefCell::new(free), waiting: RefCell::default(), left };
         Ok(Self { device, arena: arena.clone(), buffers: Rc::new(buffers) })
     }
 
@@ -215,6 +216,8 @@ async fn first_error(
 struct Buffers {
     free: RefCell<VecDeque<DmaBuffer>>,
     waiting: RefCell<VecDeque<oneshot::Sender<DmaBuffer>>>,
+    /// All but those that the device has kept.
+    left: Cell<usize>,
 }
 
 impl Buffers {
@@ -222,15 +225,24 @@ impl Buffers {
         if let Some(buffer) = self.free.borrow_mut().pop_front() {
             return Ok(buffer);
         }
+        if self.left.get() == 0 {
+            return Err(BlockError::Gone);
+        }
         let (send, receive) = oneshot::channel();
         self.waiting.borrow_mut().push_back(send);
         // An error: a buffer will not come back, and this is whom it was meant for.
         receive.await.map_err(|_| BlockError::Gone)
     }
 
-    /// A buffer stays with the device; whoever waits for it must not wait for ever.
+    /// A buffer stays with the device; whoever waits for it, or for the last one, must not wait for
+    /// ever.
     fn lose(&self) {
-        drop(self.waiting.borrow_mut().pop_front());
+        self.left.set(self.left.get().saturating_sub(1));
+        let mut waiting = self.waiting.borrow_mut();
+        drop(waiting.pop_front());
+        if self.left.get() == 0 {
+            waiting.clear();
+        }
     }
 
     fn give(&self, mut buffer: DmaBuffer) {

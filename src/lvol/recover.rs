@@ -19,6 +19,7 @@
 
 mod relate;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,8 +33,8 @@ use super::allocator::Allocator;
 use super::error::{Damage, Error};
 use super::format::{
     BitSet, Blob, BlobError, BlobReader, ClusterMap, ExtentPage, Layout, Mapping, MaskKind,
-    PageBytes, PageKind, PageProblem, SuperBlock, blob_id, decode_mask, lvolstore, mask_bytes,
-    root_page,
+    PageBytes, PageKind, PageProblem, SuperBlock, blob_id, claims_root, decode_mask, lvolstore,
+    mask_bytes, root_page,
 };
 use super::metadata_io::{MetadataIo, medium};
 use super::store::Quarantined;
@@ -154,9 +155,7 @@ impl Scan {
             PageKind::Chain(_) => {}
             PageKind::Invalid(PageProblem::Erased) | PageKind::Misplaced(_) => return,
             PageKind::Invalid(problem) => {
-                // Id and sequence number come first, so a torn root still says that it is one.
-                let root = blob_id(page).0.to_le_bytes();
-                if bytes.starts_with(&root) && bytes[8..12] == [0; 4] {
+                if claims_root(page, bytes) {
                     self.broken_roots.push((page, problem));
                 }
                 return;
@@ -198,9 +197,33 @@ struct Pages<'a, D> {
     io: &'a MetadataIo<D>,
     layout: &'a Layout,
     cache: HashMap<PageIndex, Rc<PageBytes>>,
+    /// Extent pages and clusters that blobs may still refer to. Each has one owner, or two while a
+    /// snapshot is made or deleted; a hostile store in which all refer to the same must not take
+    /// any amount of time and memory.
+    extent_pages_left: Cell<u64>,
+    clusters_left: Cell<u64>,
 }
 
-impl<D: BlockDevice> Pages<'_, D> {
+/// How many references to each page and each cluster of the store are followed.
+const REFERENCES_EACH: u64 = 4;
+
+fn spend(left: &Cell<u64>, amount: u64) -> Result<(), Damage> {
+    left.set(left.get().checked_sub(amount).ok_or(Damage::Excess)?);
+    Ok(())
+}
+
+impl<'a, D: BlockDevice> Pages<'a, D> {
+    fn new(
+        io: &'a MetadataIo<D>,
+        layout: &'a Layout,
+        cache: HashMap<PageIndex, Rc<PageBytes>>,
+    ) -> Self {
+        let extent_pages = REFERENCES_EACH * u64::from(layout.metadata_pages());
+        let clusters = REFERENCES_EACH * u64::from(layout.clusters().0);
+        let (extent_pages_left, clusters_left) = (Cell::new(extent_pages), Cell::new(clusters));
+        Self { io, layout, cache, extent_pages_left, clusters_left }
+    }
+
     async fn get(&self, page: PageIndex) -> Result<Rc<PageBytes>, Damage> {
         if let Some(bytes) = self.cache.get(&page) {
             return Ok(Rc::clone(bytes));
@@ -233,6 +256,7 @@ impl<D: BlockDevice> Pages<'_, D> {
         let mut damage = None;
         if let Mapping::Table(table) = &blob.mapping {
             for (slot, page) in table.iter() {
+                spend(&self.extent_pages_left, 1)?;
                 found.pages.push(page);
                 let parsed = match self.get(page).await {
                     Ok(bytes) => ExtentPage::parse(self.layout, &bytes)
@@ -240,6 +264,11 @@ impl<D: BlockDevice> Pages<'_, D> {
                     Err(problem) => Err(problem),
                 };
                 match parsed {
+                    // The map says what is wrong with it; a page in many places counts once.
+                    Ok(extent) if extent.first != slot.first_cluster() => {
+                        extents.insert(slot, extent);
+                        break;
+                    }
                     Ok(extent) => {
                         found.clusters.extend(extent.clusters.iter().flatten());
                         extents.insert(slot, extent);
@@ -252,6 +281,7 @@ impl<D: BlockDevice> Pages<'_, D> {
             return Err(damage);
         }
         let map = ClusterMap::of(&blob, &extents)?;
+        spend(&self.clusters_left, map.allocated())?;
         found.clusters = map.device_clusters().collect();
         let clusters = map.clusters().0;
         if clusters > VOLUME_CLUSTERS_LIMIT {
@@ -278,7 +308,7 @@ async fn load_clean<D: BlockDevice>(
     let clusters = read_mask(io, layout, MaskKind::UsedClusters).await?;
     let used_pages = read_mask(io, layout, MaskKind::UsedPages).await?;
     let ids = read_mask(io, layout, MaskKind::UsedBlobIds).await?;
-    let pages = Pages { io, layout, cache: HashMap::new() };
+    let pages = Pages::new(io, layout, HashMap::new());
     let found = pages.load_all(ids.iter().map(PageIndex)).await;
     let mut loaded = Loaded::new(layout, found, Recovery { clean: true, ..Recovery::default() });
     let covered = loaded.blobs.values().all(|LoadedBlob { blob, map }| {
@@ -314,7 +344,7 @@ async fn read_mask<D: BlockDevice>(
 /// Loads what a scan found.
 async fn load_scanned<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout, scan: Scan) -> Loaded {
     let Scan { roots, broken_roots, extents, cache, pages: pages_scanned } = scan;
-    let pages = Pages { io, layout, cache };
+    let pages = Pages::new(io, layout, cache);
     let mut found = pages.load_all(roots.into_iter()).await;
     found.extend(broken_roots.into_iter().map(|(root, problem)| Found {
         id: blob_id(root),

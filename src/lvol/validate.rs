@@ -25,12 +25,14 @@ mod image;
 mod ownership;
 mod relations;
 mod volume;
-mod walk;
+pub(super) mod walk;
 
 pub use image::ImageRead;
+pub(super) use image::read as image_read;
 pub use volume::{Parent, ReadError, Volume};
 
-use walk::Walk;
+pub(super) use ownership::Owned;
+pub(super) use walk::Walk;
 
 /// Findings after which a validation stops looking for more.
 pub const FINDINGS_LIMIT: usize = 10_000;
@@ -218,6 +220,15 @@ pub enum Finding {
         /// What it is made of.
         of: BlobId,
     },
+    /// An interrupted snapshot operation whose other volume is not there: nobody can tell how to
+    /// end it.
+    #[error("blob {:#x} is in an operation with {:#x}, which is not there", .blob.0, .other.0)]
+    Unfinishable {
+        /// The snapshot.
+        blob: BlobId,
+        /// The other volume.
+        other: BlobId,
+    },
     /// Deleting this snapshot was interrupted; opening ends it one way or the other.
     #[error("deleting snapshot {:#x} with clone {:#x} is not finished", .blob.0, .clone.0)]
     DeletionUnfinished {
@@ -225,6 +236,13 @@ pub enum Finding {
         blob: BlobId,
         /// Its only clone.
         clone: BlobId,
+    },
+    /// Blobs refer to more extent pages and clusters than a store can have: the rest of this
+    /// blob's was not looked at.
+    #[error("blob {:#x} is one too many: the blobs use more than there is", .blob.0)]
+    Excess {
+        /// Which.
+        blob: BlobId,
     },
     /// An intact metadata page that belongs to no blob.
     #[error("metadata page {page}, written by blob {:#x}, is not in use", .writer.0)]
@@ -243,6 +261,17 @@ pub enum Finding {
     },
 }
 
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// What an interrupted operation left behind; nothing is wrong with the volumes.
+    Note,
+    /// Wrong, and can be put right without guessing.
+    Repairable,
+    /// Something is lost, or two things contradict each other.
+    Damage,
+}
+
 fn used(used: bool) -> &'static str {
     if used { "used" } else { "free" }
 }
@@ -259,6 +288,55 @@ impl Finding {
                 | Self::UnusedPage { .. }
                 | Self::DamagedPage { .. }
         )
+    }
+
+    /// How bad it is.
+    #[must_use]
+    pub const fn severity(&self) -> Severity {
+        match self {
+            Self::Size { .. } | Self::UnusedPage { .. } | Self::DamagedPage { .. } => {
+                Severity::Note
+            }
+            Self::Mask(_)
+            | Self::MaskBit { .. }
+            | Self::SnapshotUnfinished { .. }
+            | Self::DeletionUnfinished { .. } => Severity::Repairable,
+            _ => Severity::Damage,
+        }
+    }
+
+    /// A short name of its kind, for programs.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::More => "more",
+            Self::Mask(_) => "mask",
+            Self::MaskBit { .. } => "mask-bit",
+            Self::Blob { .. } => "blob",
+            Self::Odd { .. } => "odd",
+            Self::ExtentPage { .. } => "extent-page",
+            Self::Mapping { .. } => "mapping",
+            Self::Size { .. } => "size",
+            Self::SharedClusters { .. } => "shared-clusters",
+            Self::SharedPage { .. } => "shared-page",
+            Self::NoSuperBlob => "no-super-blob",
+            Self::SuperBlobClusters { .. } => "super-blob-clusters",
+            Self::Identity { .. } => "identity",
+            Self::SameName { .. } => "same-name",
+            Self::SameUuid { .. } => "same-uuid",
+            Self::NoParent { .. } => "no-parent",
+            Self::ParentLoop { .. } => "parent-loop",
+            Self::ThickClone { .. } => "thick-clone",
+            Self::TwoParents { .. } => "two-parents",
+            Self::ExternalParent { .. } => "external-parent",
+            Self::WritableParent { .. } => "writable-parent",
+            Self::SnapshotUnfinished { .. } => "snapshot-unfinished",
+            Self::DeletionUnfinished { .. } => "deletion-unfinished",
+            Self::Unfinishable { .. } => "unfinishable",
+            Self::Excess { .. } => "excess",
+            Self::UnusedPage { .. } => "unused-page",
+            Self::DamagedPage { .. } => "damaged-page",
+        }
     }
 }
 
@@ -300,13 +378,44 @@ impl Report {
 /// # Errors
 /// [`ValidateError`] if the image cannot be read or has no usable super block.
 pub fn validate(image: &dyn ImageRead, block_size: BlockSize) -> Result<Report, ValidateError> {
-    let size = image.size().map_err(ValidateError::Size)?;
-    let blocks = BlockCount(size.0 >> block_size.shift());
+    Ok(examine(image, read_super_block(image, block_size)?)?.report())
+}
+
+/// Reads and checks the super block alone.
+pub(super) fn read_super_block(
+    image: &dyn ImageRead,
+    block_size: BlockSize,
+) -> Result<SuperBlock, ValidateError> {
     let mut first = [0; 4096];
     image::read(image, 0, &mut first)?;
-    let super_block = SuperBlock::parse(&first, Medium::new(block_size, blocks))?;
-    let layout = super_block.layout();
+    Ok(SuperBlock::parse(&first, medium_of(image, block_size)?)?)
+}
 
+/// The image as the format sees it.
+pub(super) fn medium_of(
+    image: &dyn ImageRead,
+    block_size: BlockSize,
+) -> Result<Medium, ValidateError> {
+    let size = image.size().map_err(ValidateError::Size)?;
+    Ok(Medium::new(block_size, BlockCount(size.0 >> block_size.shift())))
+}
+
+/// All that a validation learns, for those who go on from there.
+pub(super) struct Examined {
+    pub(super) super_block: SuperBlock,
+    /// Only those of a clean store.
+    pub(super) masks: Option<Masks>,
+    pub(super) walk: Walk,
+    pub(super) owned: Owned,
+    pub(super) findings: Vec<Finding>,
+}
+
+/// Validates the store that `super_block` describes.
+pub(super) fn examine(
+    image: &dyn ImageRead,
+    super_block: SuperBlock,
+) -> Result<Examined, ValidateError> {
+    let layout = super_block.layout();
     let mut findings = Findings::default();
     let masks =
         if super_block.is_clean() { Some(read_masks(image, layout, &mut findings)?) } else { None };
@@ -319,18 +428,27 @@ pub fn validate(image: &dyn ImageRead, block_size: BlockSize) -> Result<Report, 
         compare(MaskKind::UsedBlobIds, masks.blob_ids.as_ref(), &walk.roots, &mut findings);
     }
     relations::check(&walk, super_block.super_blob(), &mut findings);
-    let mut volumes = walk.volumes(layout);
-    let store = super_block.super_blob().and_then(|id| volumes.remove(&id));
-    check_names(&volumes, &mut findings);
-    Ok(Report {
-        layout: layout.clone(),
-        clean: super_block.is_clean(),
-        name: store.as_ref().and_then(|store| store.name.clone()),
-        uuid: store.as_ref().and_then(|store| store.uuid),
-        volumes,
-        free_clusters: ClusterCount(owned.clusters.clear_count()),
-        findings: findings.list,
-    })
+    check_names(&walk, super_block.super_blob(), &mut findings);
+    Ok(Examined { super_block, masks, walk, owned, findings: findings.list })
+}
+
+impl Examined {
+    /// The findings, and the volumes.
+    pub(super) fn report(self) -> Report {
+        let Self { super_block, walk, owned, findings, .. } = self;
+        let layout = super_block.layout();
+        let mut volumes = walk.volumes(layout);
+        let store = super_block.super_blob().and_then(|id| volumes.remove(&id));
+        Report {
+            layout: layout.clone(),
+            clean: super_block.is_clean(),
+            name: store.as_ref().and_then(|store| store.name.clone()),
+            uuid: store.as_ref().and_then(|store| store.uuid),
+            volumes,
+            free_clusters: ClusterCount(owned.clusters.clear_count()),
+            findings,
+        }
+    }
 }
 
 /// What has been found so far.
@@ -356,10 +474,10 @@ impl Findings {
 }
 
 /// The bitmaps of a clean store; `None` for one that cannot be read.
-struct Masks {
-    pages: Option<BitSet>,
-    clusters: Option<BitSet>,
-    blob_ids: Option<BitSet>,
+pub(super) struct Masks {
+    pub(super) pages: Option<BitSet>,
+    pub(super) clusters: Option<BitSet>,
+    pub(super) blob_ids: Option<BitSet>,
 }
 
 fn read_masks(
@@ -401,16 +519,17 @@ fn compare(mask: MaskKind, found: Option<&BitSet>, expected: &BitSet, findings: 
     }
 }
 
-fn check_names(volumes: &BTreeMap<BlobId, Volume>, findings: &mut Findings) {
+/// Reports names and UUIDs that two volumes have.
+fn check_names(walk: &Walk, super_blob: Option<BlobId>, findings: &mut Findings) {
     let mut names = HashMap::new();
     let mut uuids = HashMap::new();
-    for (id, volume) in volumes {
-        if let Some(name) = &volume.name
-            && let Some(other) = names.insert(name, *id)
+    for (id, member) in walk.blobs.iter().filter(|(id, _)| Some(**id) != super_blob) {
+        if let Ok(name) = lvolstore::name(&member.blob.xattrs)
+            && let Some(other) = names.insert(name.clone(), *id)
         {
-            findings.add(Finding::SameName { name: name.clone(), blobs: (other, *id) });
+            findings.add(Finding::SameName { name, blobs: (other, *id) });
         }
-        if let Some(uuid) = volume.uuid
+        if let Ok(uuid) = lvolstore::uuid(&member.blob.xattrs)
             && let Some(other) = uuids.insert(uuid, *id)
         {
             findings.add(Finding::SameUuid { uuid, blobs: (other, *id) });

@@ -262,7 +262,7 @@ const DAMAGES: &[Damage] = &[
             let offset = report.layout.page_offset(root.unwrap()).unwrap().0 as usize;
             golden.bytes[offset + 100] ^= 1;
         },
-        found: |finding| matches!(finding, Finding::DamagedPage { .. }),
+        found: |finding| matches!(finding, Finding::Blob { .. }),
     },
     Damage {
         what: "a torn extent page", image: DIRTY,

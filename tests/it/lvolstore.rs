@@ -1,8 +1,11 @@
 //! The lvolstore: operations, and power cuts in the middle of them.
 
 mod bench;
+mod check;
 mod golden_images;
+mod image;
 pub(crate) mod model;
+mod mutated;
 mod operations;
 mod periodic;
 mod power_cut;

@@ -217,6 +217,16 @@ pub fn encode_mask(mask: MaskKind, bits: &BitSet) -> Vec<u8> {
     bytes
 }
 
+/// What the header of a bitmap says: which it is, and how many bits it has; `None` for bytes that
+/// are none.
+#[must_use]
+pub fn mask_header(bytes: &[u8]) -> Option<(MaskKind, u32)> {
+    let (header, _) = RawMaskHeader::ref_from_prefix(bytes).ok()?;
+    let kinds = [MaskKind::UsedPages, MaskKind::UsedClusters, MaskKind::UsedBlobIds];
+    let kind = kinds.into_iter().find(|kind| kind.code() == header.kind)?;
+    Some((kind, header.length.get()))
+}
+
 /// Reads a bitmap of `length` bits from the start of its region.
 ///
 /// A cluster bitmap may claim more bits than the super block implies: growing writes the bitmap

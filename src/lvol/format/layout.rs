@@ -311,6 +311,17 @@ impl Layout {
         Self { size, used_clusters, clusters: ClusterCount(clusters), ..self.clone() }.checked()
     }
 
+    /// Whether both put everything into the same places.
+    #[must_use]
+    pub fn same_places(&self, other: &Self) -> bool {
+        let places = |layout: &Self| {
+            let Self { used_pages, used_clusters, used_blob_ids, metadata, .. } = layout.clone();
+            let sizes = (layout.cluster_size, layout.page_size, layout.clusters);
+            (used_pages, used_clusters, used_blob_ids, metadata, sizes)
+        };
+        places(self) == places(other)
+    }
+
     /// Establishes the invariant, and `metadata_clusters`.
     fn checked(mut self) -> Result<Self, LayoutError> {
         let pages_per_cluster = u64::from(self.cluster_size / self.page_size);

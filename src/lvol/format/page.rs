@@ -14,7 +14,7 @@ use super::raw::{
     RawDescriptorHeader, RawExtentPage, RawExtentTable, RawFlags, RawPage, RawRun, RawTableEntry,
     RawXattr,
 };
-use super::{PageBytes, blob_id, checksum};
+use super::{PageBytes, STRUCTURE_SIZE, blob_id, checksum};
 
 use zerocopy::little_endian::U32;
 
@@ -140,11 +140,14 @@ impl<'a> Page<'a> {
     /// [`PageProblem::Erased`] and [`PageProblem::Checksum`].
     pub fn parse(bytes: &'a PageBytes) -> Result<Self, PageProblem> {
         let raw: &RawPage = zerocopy::transmute_ref!(bytes);
+        // Most pages of a region are erased. Zeros do not satisfy the checksum, which need not be
+        // computed then.
+        if raw.crc.get() == 0 && *bytes == [0; STRUCTURE_SIZE] {
+            return Err(PageProblem::Erased);
+        }
         let (stored, computed) = (raw.crc.get(), checksum(bytes));
         if stored == computed {
             Ok(Self { raw })
-        } else if bytes.iter().all(|byte| *byte == 0) {
-            Err(PageProblem::Erased)
         } else {
             Err(PageProblem::Checksum { stored, computed })
         }
@@ -189,6 +192,13 @@ pub enum PageKind<'a> {
     Misplaced(Page<'a>),
     /// Free or damaged.
     Invalid(PageProblem),
+}
+
+/// Whether a page that is not intact was the root of a blob: id and sequence number come first, so
+/// a torn root still says that it is one.
+#[must_use]
+pub fn claims_root(index: PageIndex, bytes: &PageBytes) -> bool {
+    bytes.starts_with(&blob_id(index).0.to_le_bytes()) && bytes[8..12] == [0; 4]
 }
 
 impl<'a> PageKind<'a> {

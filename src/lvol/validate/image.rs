@@ -52,7 +52,7 @@ impl ImageRead for File {
 }
 
 /// Reads, and says where if that fails.
-pub(super) fn read(
+pub(in crate::lvol) fn read(
     image: &dyn ImageRead,
     offset: u64,
     into: &mut [u8],

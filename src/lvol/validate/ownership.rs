@@ -9,10 +9,10 @@ use super::walk::{Member, Walk};
 use super::{Finding, Findings};
 
 /// What is in use.
-pub(super) struct Owned {
-    pub(super) pages: BitSet,
+pub(in crate::lvol) struct Owned {
+    pub(in crate::lvol) pages: BitSet,
     /// Those of the metadata included.
-    pub(super) clusters: BitSet,
+    pub(in crate::lvol) clusters: BitSet,
 }
 
 /// Finds out what is in use and reports what has two owners, or should have one.

@@ -1,6 +1,6 @@
 //! Snapshots, clones and the super blob fit together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::units::BlobId;
 
@@ -19,10 +19,12 @@ pub(super) fn check(walk: &Walk, super_blob: Option<BlobId>, findings: &mut Find
             }
         }
     }
+    let parents: HashSet<_> =
+        walk.blobs.values().filter_map(|member| member.blob.parent()).collect();
     for member in walk.blobs.values() {
         check_identity(&member.blob, findings);
         check_parent(walk, &member.blob, findings);
-        check_unfinished(&member.blob, findings);
+        check_unfinished(walk, &member.blob, &parents, findings);
     }
     check_loops(walk, findings);
 }
@@ -74,11 +76,21 @@ fn check_loops(walk: &Walk, findings: &mut Findings) {
     }
 }
 
-fn check_unfinished(blob: &Blob, findings: &mut Findings) {
+fn check_unfinished(walk: &Walk, blob: &Blob, parents: &HashSet<BlobId>, findings: &mut Findings) {
+    let id = blob.id;
+    // It is ended by keeping it, if the other is its clone, or else by erasing it.
+    let ends = |other: &BlobId| {
+        let other = walk.blobs.get(other);
+        other.is_some_and(|other| other.blob.parent() == Some(id) || !parents.contains(&id))
+    };
+    if let Some(other) = blob.deleting_for().or(blob.snapshot_of()).filter(|other| !ends(other)) {
+        findings.add(Finding::Unfinishable { blob: id, other });
+        return;
+    }
     if let Some(of) = blob.snapshot_of() {
-        findings.add(Finding::SnapshotUnfinished { blob: blob.id, of });
+        findings.add(Finding::SnapshotUnfinished { blob: id, of });
     }
     if let Some(clone) = blob.deleting_for() {
-        findings.add(Finding::DeletionUnfinished { blob: blob.id, clone });
+        findings.add(Finding::DeletionUnfinished { blob: id, clone });
     }
 }

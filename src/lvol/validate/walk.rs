@@ -6,7 +6,7 @@ use crate::units::{BlobId, PageIndex};
 
 use super::super::format::{
     BitSet, Blob, BlobReader, ClusterMap, ExtentPage, Layout, Mapping, PageBytes, PageKind,
-    PageProblem, ReadBlob, STRUCTURE_SIZE, TableSlot, blob_id,
+    PageProblem, ReadBlob, STRUCTURE_SIZE, TableSlot, blob_id, claims_root,
 };
 use super::volume::Volume;
 use super::{Finding, Findings, ImageRead, ValidateError, image, lvolstore};
@@ -15,22 +15,48 @@ use super::{Finding, Findings, ImageRead, ValidateError, image, lvolstore};
 const READ_BYTES: usize = 1 << 20;
 
 /// All blobs of a store.
-pub(super) struct Walk {
+pub(in crate::lvol) struct Walk {
     /// Slots that hold the root page of a blob, readable or not.
-    pub(super) roots: BitSet,
+    pub(in crate::lvol) roots: BitSet,
     /// Intact slots that are no root, with the blob that wrote them.
-    pub(super) others: BTreeMap<PageIndex, BlobId>,
+    pub(in crate::lvol) others: BTreeMap<PageIndex, BlobId>,
     /// Slots that are neither intact nor erased.
-    pub(super) damaged: Vec<PageIndex>,
+    pub(in crate::lvol) damaged: Vec<PageIndex>,
     /// The readable blobs.
-    pub(super) blobs: BTreeMap<BlobId, Member>,
+    pub(in crate::lvol) blobs: BTreeMap<BlobId, Member>,
+    budget: Budget,
+}
+
+/// How much blobs may still refer to. In a store each extent page and each cluster has one owner,
+/// or two while a snapshot is being made or deleted; without a bound, a small store whose blobs all
+/// refer to the same pages would take any amount of time and memory.
+struct Budget {
+    extent_pages: u64,
+    clusters: u64,
+}
+
+/// What the budget allows of each page and cluster of the store.
+const REFERENCES_EACH: u64 = 4;
+
+impl Budget {
+    fn new(layout: &Layout) -> Self {
+        Self {
+            extent_pages: REFERENCES_EACH * u64::from(layout.metadata_pages()),
+            clusters: REFERENCES_EACH * u64::from(layout.clusters().0),
+        }
+    }
+}
+
+fn spend(budget: &mut u64, amount: u64) -> Option<()> {
+    *budget = budget.checked_sub(amount)?;
+    Some(())
 }
 
 /// A readable blob.
-pub(super) struct Member {
-    pub(super) blob: Blob,
+pub(in crate::lvol) struct Member {
+    pub(in crate::lvol) blob: Blob,
     /// `None` if it is wrong.
-    pub(super) map: Option<ClusterMap>,
+    pub(in crate::lvol) map: Option<ClusterMap>,
 }
 
 impl Walk {
@@ -46,6 +72,7 @@ impl Walk {
             others: BTreeMap::new(),
             damaged: Vec::new(),
             blobs: BTreeMap::new(),
+            budget: Budget::new(layout),
         };
         walk.scan(image, layout)?;
         let mut candidates = walk.roots.clone();
@@ -53,6 +80,9 @@ impl Walk {
             candidates.insert(index);
         }
         for root in candidates.iter().map(PageIndex) {
+            if findings.is_full() {
+                break;
+            }
             walk.read_blob(image, layout, root, findings)?;
         }
         Ok(walk)
@@ -89,6 +119,9 @@ impl Walk {
                 self.others.insert(index, page.blob());
             }
             PageKind::Invalid(PageProblem::Erased) => {}
+            PageKind::Invalid(_) if claims_root(index, bytes) => {
+                self.roots.insert(index.0);
+            }
             PageKind::Invalid(_) => self.damaged.push(index),
         }
     }
@@ -117,7 +150,7 @@ impl Walk {
                 for oddity in oddities {
                     findings.add(Finding::Odd { blob: id, oddity });
                 }
-                let map = read_map(image, layout, &blob, findings)?;
+                let map = read_map(image, layout, &blob, &mut self.budget, findings)?;
                 self.blobs.insert(id, Member { blob, map });
             }
         }
@@ -161,13 +194,23 @@ fn read_map(
     image: &dyn ImageRead,
     layout: &Layout,
     blob: &Blob,
+    budget: &mut Budget,
     findings: &mut Findings,
 ) -> Result<Option<ClusterMap>, ValidateError> {
     let mut pages: BTreeMap<TableSlot, ExtentPage> = BTreeMap::new();
     let mut complete = true;
     if let Mapping::Table(table) = &blob.mapping {
         for (slot, page) in table.iter() {
+            if spend(&mut budget.extent_pages, 1).is_none() {
+                findings.add(Finding::Excess { blob: blob.id });
+                return Ok(None);
+            }
             match ExtentPage::parse(layout, &read_page(image, layout, page)?) {
+                // The map says what is wrong with it; one page in many places takes memory once.
+                Ok(content) if content.first != slot.first_cluster() => {
+                    pages.insert(slot, content);
+                    break;
+                }
                 Ok(content) => {
                     pages.insert(slot, content);
                 }
@@ -184,6 +227,10 @@ fn read_map(
     match ClusterMap::of(blob, &pages) {
         Err(problem) => {
             findings.add(Finding::Mapping { blob: blob.id, problem });
+            Ok(None)
+        }
+        Ok(map) if spend(&mut budget.clusters, map.allocated()).is_none() => {
+            findings.add(Finding::Excess { blob: blob.id });
             Ok(None)
         }
         Ok(map) => {

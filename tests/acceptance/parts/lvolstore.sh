@@ -1,10 +1,11 @@
-# The lvolstore through the daemon: snapshots and clones under real file systems and tools.
+# The lvolstore through the daemon: snapshots and clones under real file systems and tools, check and repair.
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154,SC2164  # variables are shared; set -e is on
 
-part_about="snapshots, clones and copies of volumes, under real file systems"
+part_about="snapshots, clones and copies of volumes, under real file systems; check and repair"
 part_packages=(attr coreutils e2fsprogs fio fuse3 jq python3)
-part_checks=(snapshot_of_a_mounted_file_system copy_is_a_clone relatives clone_under_load)
+part_checks=(snapshot_of_a_mounted_file_system copy_is_a_clone relatives clone_under_load
+    check_after_kill check_after_dd)
 
 pool=mount/volumes/pool0
 demo=$pool/demo
@@ -127,5 +128,91 @@ lvolstore_clone_under_load() {
     done
     fio --name=load --filename="$demo" --rw=randwrite --bs=4k --size=32M --ioengine=libaio \
         --iodepth=8 --direct=1 --verify=crc32c --verify_only=1 --loops=2
+    daemon_stop
+}
+
+# ---- check and repair ------------------------------------------------------------------------
+
+image=var/disk0.img
+
+# expect_exit CODE COMMAND...
+expect_exit() {
+    local wanted=$1 status=0
+    shift
+    "$@" || status=$?
+    ((status == wanted)) || fail "exit $status, not $wanted: $*"
+}
+
+# SIGKILL in the middle of writers leaves a store that check finds nothing wrong with.
+lvolstore_check_after_kill() {
+    local round
+    example_here
+    config_set device size '"256MiB"'
+    daemon_start
+    expect_failure 'in use' "$lvolfs" check $image
+    for round in 1 2 3; do
+        cli volume create pool0/other$round 32MiB
+        dd if=/dev/urandom of="$demo" bs=64k count=400 seek=$((round * 500)) \
+            conv=notrunc,fsync status=none &
+        local writer=$!
+        dd if=/dev/urandom of=$pool/other$round bs=1M count=8 conv=notrunc,fsync status=none
+        daemon_kill
+        wait "$writer" 2>/dev/null || true
+        expect_exit 0 "$lvolfs" check $image
+        [[ $("$lvolfs" check --json $image | jq -r .store.closed_in_order) == false ]] ||
+            fail "a killed daemon has closed its pool"
+        daemon_start
+    done
+    daemon_stop
+    expect_exit 0 "$lvolfs" check $image
+    [[ $("$lvolfs" check --json $image | jq -r .store.closed_in_order) == true ]] ||
+        fail "SIGTERM has not closed the pool"
+    "$lvolfs" dump $image | grep -q 'name = other2' || fail "dump does not show a volume"
+}
+
+# dd over bitmaps, the super block and a root page: named, repaired, undone, or left alone.
+lvolstore_check_after_dd() {
+    local root md_start
+    example_here
+    config_set device size '"256MiB"'
+    daemon_start
+    cli volume create pool0/other 32MiB
+    dd if=/dev/urandom of=data bs=1M count=8 status=none
+    dd if=data of="$demo" conv=notrunc,fsync status=none
+    dd if=data of=$pool/other conv=notrunc,fsync status=none
+    daemon_stop
+    cp --sparse=always $image good.img
+
+    dd if=/dev/urandom of=$image bs=4096 seek=1 count=3 conv=notrunc status=none
+    cp --sparse=always $image damaged.img
+    expect_exit 5 "$lvolfs" check $image
+    expect_exit 0 "$lvolfs" check $image --repair
+    expect_exit 0 "$lvolfs" check $image
+    cmp $image good.img
+    expect_failure 'earlier repair' "$lvolfs" check $image --repair
+    "$lvolfs" check $image --undo disk0.img.undo
+    cmp $image damaged.img
+    cp --sparse=always good.img $image
+
+    dd if=/dev/zero of=$image bs=4096 count=1 conv=notrunc status=none
+    expect_failure 'no lvolstore here' "$lvolfs" check $image
+    expect_exit 5 "$lvolfs" check $image --block-size 4096B
+    expect_exit 0 "$lvolfs" check $image --block-size 4096B --repair --save-to super.undo
+    daemon_start
+    cmp -n $((8 << 20)) data "$demo"
+    daemon_stop
+
+    root=$("$lvolfs" dump --json $image |
+        jq -r '.blobs[] | select(any(.xattrs[]; .name == "name" and .value == "demo")) | .id')
+    md_start=$("$lvolfs" dump --json $image |
+        jq -r '.super_block.regions[] | select(.name == "metadata") | .first')
+    dd if=/dev/urandom of=$image bs=512 seek=$((8 * (md_start + root - 0x100000000) + 4)) count=4 \
+        conv=notrunc status=none
+    expect_exit 6 "$lvolfs" check $image
+    expect_exit 6 "$lvolfs" check $image --repair --save-to root.undo
+    sed -i '/^\[\[volume\]\]/,$d' config.toml
+    daemon_start
+    cmp -n $((8 << 20)) data $pool/other
+    cli status | grep -q quarantined || fail "status does not name the damaged volume"
     daemon_stop
 }

@@ -1,0 +1,134 @@
+//! Checking a store that nobody has in use: what `lvolfs check` says about a device or an image.
+//!
+//! The judgement is [`validate`](super::validate)'s. Here stands what a tool needs around it: a
+//! super block that is damaged is rebuilt in memory from what else the medium says, if that can be
+//! done without guessing, so that everything behind it is checked all the same; and all findings
+//! together make one [`Verdict`]. Nothing is written; that is for [`repair`](super::repair).
+//!
+//! Work and memory are bounded by the metadata that the image really holds, whatever it claims.
+
+use crate::units::{BlockSize, ByteCount, ByteOffset};
+
+use super::format::{
+    Contents, IDENTIFY_BYTES, PageBytes, STRUCTURE_SIZE, SuperBlock, SuperBlockError,
+};
+use super::validate::{
+    Examined, Finding, ImageRead, Report, Severity, ValidateError, examine, image_read, medium_of,
+};
+
+mod super_block;
+
+/// What the operator knows of the store; looked at only when the super block is lost.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Known {
+    /// The allocation unit.
+    pub cluster_size: Option<ByteCount>,
+    /// The block size of the device that the store was made on.
+    pub block_size: Option<BlockSize>,
+}
+
+/// What a check comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// Nothing is wrong. There may be notes.
+    Clean,
+    /// What is wrong can be put right without guessing.
+    Repairable,
+    /// Something is wrong that cannot.
+    Damaged,
+}
+
+/// Why there is nothing to check or to repair.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckError {
+    /// The image cannot be read.
+    #[error(transparent)]
+    Read(#[from] ValidateError),
+    /// It was never a store.
+    #[error("there is no lvolstore here; it holds {0}")]
+    NotLvolstore(Contents),
+}
+
+/// What a check found.
+#[derive(Debug)]
+pub struct Check {
+    /// What is wrong with the super block.
+    pub super_block: Option<SuperBlockError>,
+    /// Everything else; `None` if the super block could not be rebuilt.
+    pub report: Option<Report>,
+}
+
+impl Check {
+    /// What it comes to.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        let Some(report) = &self.report else { return Verdict::Damaged };
+        let worst = report.findings.iter().map(Finding::severity).max();
+        match worst {
+            Some(Severity::Damage) => Verdict::Damaged,
+            Some(Severity::Repairable) => Verdict::Repairable,
+            _ if self.super_block.is_some() => Verdict::Repairable,
+            Some(Severity::Note) | None => Verdict::Clean,
+        }
+    }
+}
+
+/// Checks the store in an image.
+///
+/// # Errors
+/// [`CheckError`]: nothing could be checked.
+pub fn check(image: &dyn ImageRead, known: Known) -> Result<Check, CheckError> {
+    let Found { damage, super_block } = find(image, known)?;
+    let report = match super_block {
+        Some(super_block) => Some(examine(image, super_block)?.report()),
+        None => None,
+    };
+    Ok(Check { super_block: damage, report })
+}
+
+/// The super block of an image, as it is or as it must have been.
+pub(super) struct Found {
+    pub(super) damage: Option<SuperBlockError>,
+    pub(super) super_block: Option<SuperBlock>,
+}
+
+/// Finds the super block.
+pub(super) fn find(image: &dyn ImageRead, known: Known) -> Result<Found, CheckError> {
+    let size = image.size().map_err(ValidateError::Size)?;
+    let mut start = vec![0; size.0.min(IDENTIFY_BYTES as u64) as usize];
+    image_read(image, 0, &mut start)?;
+    let Some(first) = start.first_chunk::<STRUCTURE_SIZE>() else {
+        return Err(CheckError::NotLvolstore(Contents::identify(&start)));
+    };
+    // The smallest block there is: what is read here is not bound to the device's own.
+    let damage = match SuperBlock::parse(first, medium_of(image, BlockSize::B512)?) {
+        Ok(super_block) => return Ok(Found { damage: None, super_block: Some(super_block) }),
+        Err(damage) => damage,
+    };
+    let super_block = match damage {
+        SuperBlockError::Kind { .. } | SuperBlockError::Version { .. } => None,
+        _ => super_block::rebuild(image, first, known)?,
+    };
+    match (super_block, Contents::identify(&start)) {
+        (None, contents) if contents != Contents::Lvolstore => {
+            Err(CheckError::NotLvolstore(contents))
+        }
+        (super_block, _) => Ok(Found { damage: Some(damage), super_block }),
+    }
+}
+
+/// Reads a page of 4096 bytes.
+fn read_page(image: &dyn ImageRead, offset: ByteOffset) -> Result<PageBytes, ValidateError> {
+    let mut page = [0; STRUCTURE_SIZE];
+    image_read(image, offset.0, &mut page)?;
+    Ok(page)
+}
+
+/// Examines the store of a super block that was found.
+pub(super) fn examined(
+    image: &dyn ImageRead,
+    super_block: SuperBlock,
+) -> Result<Examined, CheckError> {
+    Ok(examine(image, super_block)?)
+}

@@ -12,6 +12,7 @@ mod generate;
 mod logging;
 mod relatives;
 mod scrub;
+mod space;
 mod table;
 
 use std::io::{self, Write as _};
@@ -124,6 +125,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         Verb::Pool(verb) => ask::connect(socket, config)?.pool(verb, json)?,
         Verb::Volume(verb) => ask::connect(socket, config)?.volume(verb, json)?,
         Verb::Device(verb) => ask::connect(socket, config)?.device(verb, json)?,
+        Verb::Events(watch) => {
+            ask::connect(socket, config)?.watch(&watch, json)?;
+            return Ok(Exit::Success);
+        }
         Verb::Rpc { method, parameters } => {
             let parameters = ask::parameters(parameters)?;
             ask::connect(socket, config)?.rpc(&method, &parameters)?

@@ -42,6 +42,8 @@ pub const SOCKET_PATH_BYTES_LIMIT: usize = 100;
 /// Cluster size of a pool that does not say otherwise; SPDK's.
 pub const DEFAULT_CLUSTER_SIZE: ByteCount = ByteCount(4 << 20);
 /// Commit interval of a pool that does not say otherwise.
+pub const DEFAULT_LOW_WATER: u32 = 10;
+/// How long a changed mapping waits for its commit, unless told.
 pub const DEFAULT_COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 /// DMA memory unless the file says otherwise.
 pub const DEFAULT_DMA_MEMORY: ByteCount = ByteCount(32 << 20);
@@ -197,6 +199,8 @@ pub struct Pool {
     pub create: bool,
     /// How long a changed mapping may wait for its commit when nobody asks for a flush.
     pub commit_interval: Duration,
+    /// Free space in percent of the pool below which it is low; at most 99.
+    pub low_water: u32,
 }
 
 /// `[[volume]]`
@@ -208,6 +212,10 @@ pub struct Volume {
     pub size: ByteCount,
     /// Whether clusters are allocated on first write instead of at creation.
     pub thin: bool,
+    /// How much of it can always be written, whatever others do; at most its size.
+    pub reserve: ByteCount,
+    /// Whether its writes wait when the pool is full, instead of failing.
+    pub waits_for_space: bool,
 }
 
 /// `[reactor]`

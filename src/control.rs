@@ -16,6 +16,7 @@
 mod client;
 pub mod codec;
 mod error;
+pub mod events;
 pub mod methods;
 pub mod server;
 mod socket;
@@ -24,8 +25,10 @@ pub mod types;
 
 pub use client::{Client, ClientError};
 pub use error::RpcError;
+pub use events::EventSource;
 pub use methods::{
-    BdevMethods, LvolMethods, NvmeMethods, ProcessMethods, RelativeMethods, ScrubMethods, Service,
+    BdevMethods, EventMethods, LvolMethods, NvmeMethods, ProcessMethods, RelativeMethods,
+    ScrubMethods, Service, SpaceMethods,
 };
 pub use server::Server;
 pub use socket::SocketError;

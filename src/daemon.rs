@@ -77,6 +77,7 @@ fn serve_doors(
     let reason = signals.wait();
     tracing::info!(reason, "draining");
     drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
+    pools.stop_waiting();
     doors.close(sites)
 }
 

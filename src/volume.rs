@@ -17,6 +17,7 @@ pub mod attributes;
 mod catalog;
 mod directory;
 mod error;
+pub mod events;
 mod exclusion;
 mod gate;
 mod handle;

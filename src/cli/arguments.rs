@@ -9,6 +9,7 @@ use super::check::{CheckStore, DumpStore};
 use super::device::DeviceVerb;
 use super::relatives::RelativeVerb;
 use super::scrub::ScrubPool;
+use super::space::{VolumeSpace, WatchArguments};
 use crate::config::{VolumeName, check_name};
 use crate::units::ByteCount;
 
@@ -73,6 +74,8 @@ pub enum Verb {
     /// Look at devices; attach, detach and reset NVMe controllers
     #[command(subcommand)]
     Device(DeviceVerb),
+    /// Print what happens to pools and volumes, a line each, as it happens
+    Events(WatchArguments),
     /// Call any method of a running daemon and print its result as JSON
     ///
     /// `lvolfs rpc rpc_get_methods` lists the methods; their names and shapes are those of SPDK.
@@ -151,6 +154,8 @@ pub enum VolumeVerb {
     },
     #[command(flatten)]
     Relative(RelativeVerb),
+    /// Promise a volume space, or say what its writes do when the pool is full
+    Space(VolumeSpace),
     /// Delete a volume and its data; a snapshot's go to its only clone
     Delete {
         /// The volume

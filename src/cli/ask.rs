@@ -133,6 +133,7 @@ impl Daemon {
                 Ok(done(json, &renamed))
             }
             VolumeVerb::Relative(verb) => self.relative(verb, json),
+            VolumeVerb::Space(wanted) => self.set_space(wanted, json),
             VolumeVerb::Delete { volume } => {
                 self.0.bdev_lvol_delete(&SelectLvol { name: volume.to_string() })?;
                 Ok(done(json, &format!("{volume} is deleted")))
@@ -366,6 +367,10 @@ fn facts_of_pool(pool: &PoolStatus) -> Table {
     table
         .fact("size", format!("{} ({} clusters)", bytes(pool.total_clusters), pool.total_clusters));
     table.fact("free", format!("{} ({} clusters)", bytes(pool.free_clusters), pool.free_clusters));
+    table.fact("space", &pool.space);
+    table.fact("allocated", size(pool.allocated));
+    table.fact("provisioned", size(pool.provisioned));
+    table.fact("reserved", size(pool.reserved));
     for (name, value) in &pool.counters {
         table.fact(name, value);
     }
@@ -380,6 +385,10 @@ fn facts_of_volume(name: &VolumeName, volume: &VolumeStatus) -> Table {
     table.fact("size", format!("{} ({} bytes)", size(volume.size), volume.size));
     table.fact("allocated", size(volume.allocated));
     table.fact("kind", kind(volume));
+    if volume.reserve > 0 {
+        table.fact("reserve", size(volume.reserve));
+    }
+    table.fact("on full", if volume.waits_for_space { "wait" } else { "error" });
     for (name, value) in &volume.counters {
         table.fact(name, value);
     }

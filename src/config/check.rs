@@ -10,13 +10,13 @@ use toml::Spanned;
 
 use super::error::Problem;
 use super::raw::{
-    Key, RawConfig, RawControl, RawCores, RawDevice, RawDriver, RawMount, RawPool, RawReactor,
-    RawVolume, RawWait, Size,
+    Key, RawConfig, RawControl, RawCores, RawDevice, RawDriver, RawMount, RawOnFull, RawPool,
+    RawReactor, RawVolume, RawWait, Size,
 };
 use super::{
     Config, Control, Cores, DEFAULT_CLUSTER_SIZE, DEFAULT_COMMIT_INTERVAL, DEFAULT_DMA_MEMORY,
-    DEFAULT_FILE_MODE, DEFAULT_SOCKET, Device, Driver, Image, Log, Mount, Pool, REACTORS_LIMIT,
-    Reactor, SOCKET_PATH_BYTES_LIMIT, Volume, VolumeName, Wait, check_name,
+    DEFAULT_FILE_MODE, DEFAULT_LOW_WATER, DEFAULT_SOCKET, Device, Driver, Image, Log, Mount, Pool,
+    REACTORS_LIMIT, Reactor, SOCKET_PATH_BYTES_LIMIT, Volume, VolumeName, Wait, check_name,
 };
 use crate::units::{BlockSize, ByteCount, NamespaceId};
 
@@ -342,6 +342,7 @@ impl Checker<'_> {
         used: &mut HashMap<String, usize>,
     ) -> Option<Pool> {
         let commit_interval = self.commit_interval(raw.commit_interval);
+        let low_water = self.low_water(raw.low_water);
         let device = self.require(raw.device, section, "pool.device", "the name of its device");
         let name = device.as_ref().map_or("", |device| device.get_ref().as_str());
         let driver =
@@ -365,6 +366,7 @@ impl Checker<'_> {
             cluster_size: cluster_size?,
             create: raw.create.unwrap_or(false),
             commit_interval: commit_interval?,
+            low_water: low_water?,
         })
     }
 
@@ -405,6 +407,26 @@ impl Checker<'_> {
         None
     }
 
+    fn low_water(&mut self, key: Key<u32>) -> Option<u32> {
+        let Some(key) = key else { return Some(DEFAULT_LOW_WATER) };
+        if *key.get_ref() < 100 {
+            return Some(*key.get_ref());
+        }
+        self.refuse(key.span(), "pool.low_water", "it is a percentage from 0 to 99");
+        None
+    }
+
+    fn reserve(&mut self, key: Key<Size>, size: ByteCount) -> Option<ByteCount> {
+        let Some(key) = key else { return Some(ByteCount(0)) };
+        let reserve = key.get_ref().0;
+        if reserve <= size {
+            return Some(reserve);
+        }
+        let rule = format!("it is at most the volume's size, {}", size.human());
+        self.refuse(key.span(), "volume.reserve", rule);
+        None
+    }
+
     fn volumes(
         &mut self,
         raw: Vec<Spanned<RawVolume>>,
@@ -426,8 +448,13 @@ impl Checker<'_> {
             let of_pool = |device: &&Device| pool.is_some_and(|pool| pool.device == device.name);
             let device = devices.checked.iter().find(of_pool);
             let device_size = device.and_then(|device| device.driver.declared_size());
-            if self.volume_size(&size, pool, device_size.filter(|_| !thin)) {
-                volumes.push(Volume { name, size: size.get_ref().0, thin });
+            let reserve = self.reserve(raw.reserve, size.get_ref().0);
+            let waits_for_space = raw.on_full == Some(RawOnFull::Wait);
+            if self.volume_size(&size, pool, device_size.filter(|_| !thin))
+                && let Some(reserve) = reserve
+            {
+                let size = size.get_ref().0;
+                volumes.push(Volume { name, size, thin, reserve, waits_for_space });
             }
         }
         volumes

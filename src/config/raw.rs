@@ -72,6 +72,7 @@ pub(super) struct RawPool {
     pub(super) cluster_size: Key<Size>,
     pub(super) create: Option<bool>,
     pub(super) commit_interval: Key<Interval>,
+    pub(super) low_water: Key<u32>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -80,6 +81,15 @@ pub(super) struct RawVolume {
     pub(super) name: Key<String>,
     pub(super) size: Key<Size>,
     pub(super) thin: Option<bool>,
+    pub(super) reserve: Key<Size>,
+    pub(super) on_full: Option<RawOnFull>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawOnFull {
+    Error,
+    Wait,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::error::RpcError;
 use super::server::REPLY_BYTES_LIMIT;
+use super::types::Event;
 
 /// How long the daemon may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
@@ -114,6 +115,28 @@ impl Client {
             }
             None => serde_json::from_value(answer.result).map_err(bad),
         }
+    }
+
+    /// The next event after `lvolfs_watch_events`, whenever it comes; `None` when the daemon has
+    /// ended the connection.
+    ///
+    /// # Errors
+    /// [`ClientError::BadAnswer`]; [`ClientError::NoAnswer`] if the connection breaks.
+    pub fn next_event(&mut self) -> Result<Option<Event>, ClientError> {
+        let method = || super::events::NOTIFICATION.to_owned();
+        let mut line = Vec::new();
+        let waited = self.stream.get_ref().set_read_timeout(None);
+        let limit = REPLY_BYTES_LIMIT as u64;
+        let read =
+            waited.and_then(|()| (&mut self.stream).take(limit).read_until(b'\n', &mut line));
+        match read {
+            Ok(0) => return Ok(None),
+            Ok(_) => {}
+            Err(source) => return Err(ClientError::NoAnswer { method: method(), source }),
+        }
+        let bad = |source| ClientError::BadAnswer { method: method(), source };
+        let notification: Value = serde_json::from_slice(&line).map_err(bad)?;
+        serde_json::from_value(notification["params"].clone()).map(Some).map_err(bad)
     }
 
     /// Sends a request and returns the line that answers it.

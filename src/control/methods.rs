@@ -8,12 +8,14 @@ use uuid::Uuid;
 
 use super::client::{Client, ClientError};
 use super::error::RpcError;
+use super::events::EventSource;
 use super::status::Status;
 use super::types::{
     AttachController, Bdev, CloneLvol, ControllerError, ControllerHealth, CreateLvol, GetBdevs,
-    GetControllers, GetIostat, GetLvols, GetMethods, Iostat, KillInstance, Lvol, Lvstore,
-    NamedControllers, NoParameters, RenameLvol, ResizeLvol, ScrubStatus, SelectController,
-    SelectLvol, SelectLvstore, SetParent, SnapshotLvol, StartScrub, Version, VersionFields,
+    GetControllers, GetIostat, GetLvols, GetMethods, GetNotifications, Iostat, KillInstance, Lvol,
+    Lvstore, NamedControllers, NoParameters, Notification, RenameLvol, ResizeLvol, ScrubStatus,
+    SelectController, SelectLvol, SelectLvstore, SetParent, SetSpace, SnapshotLvol, StartScrub,
+    Version, VersionFields, WatchEvents, Watching,
 };
 
 macro_rules! methods {
@@ -37,6 +39,9 @@ macro_rules! methods {
         /// An error is the client's answer; see [`RpcError`] for SPDK's codes and texts.
         pub trait Service: Send + Sync {
             $($(#[$group_doc])* fn $group(&self) -> Option<&dyn $Methods> { None })*
+
+            /// Where a stream of events comes from.
+            fn event_source(&self) -> Option<&dyn EventSource> { None }
         }
 
         impl Client {
@@ -131,6 +136,16 @@ methods! {
         bdev_lvol_set_parent(SetParent) -> bool;
     }
 
+    /// What happened to pools and volumes.
+    events: EventMethods {
+        /// The kinds of events.
+        notify_get_types(NoParameters) -> Vec<String>;
+        /// Events that are remembered, in SPDK's shape.
+        notify_get_notifications(GetNotifications) -> Vec<Notification>;
+        /// Begins a stream of events on this connection; the number of its first.
+        lvolfs_watch_events(WatchEvents) -> Watching;
+    }
+
     /// Scrubs of pools.
     scrub: ScrubMethods {
         /// Begins to read all of a pool in the background; true.
@@ -139,6 +154,12 @@ methods! {
         lvolfs_pool_scrub_stop(SelectLvstore) -> bool;
         /// How far it is, or what the last one found.
         lvolfs_pool_scrub_status(SelectLvstore) -> ScrubStatus;
+    }
+
+    /// What volumes want of their pools' space.
+    space: SpaceMethods {
+        /// Sets a volume's reserve, and what its writes do when the pool is full, durably; true.
+        lvolfs_volume_set_space(SetSpace) -> bool;
     }
 
     /// The process.

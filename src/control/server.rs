@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use serde_json::Value;
 
 use super::codec::{Incoming, Refusal, Request, Splitter, reply};
 use super::error::RpcError;
+use super::events::{self, WATCHERS_LIMIT};
 use super::methods::{self, Service};
 use super::socket::{Claimed, SocketError};
 
@@ -75,7 +77,7 @@ impl Server {
         };
         for _ in 0..WORKERS {
             let (queue, service) = (queue.clone(), service.clone());
-            let worker = spawn("control-worker", move || work(&queue, &*service));
+            let worker = spawn("control-worker", move || work(&queue, &service));
             server.workers.push(worker.map_err(system("start a thread for"))?);
         }
         let listener =
@@ -124,7 +126,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The open connections, each with the thread that reads it.
 #[derive(Debug, Default)]
-struct Connections(Mutex<HashMap<u64, Reader>>);
+struct Connections {
+    readers: Mutex<HashMap<u64, Reader>>,
+    /// Streams of events, over all connections.
+    watchers: Arc<AtomicUsize>,
+}
 
 #[derive(Debug)]
 struct Reader {
@@ -134,7 +140,7 @@ struct Reader {
 
 impl Connections {
     fn close_and_join(&self) {
-        let open: Vec<Reader> = lock(&self.0).drain().map(|(_, reader)| reader).collect();
+        let open: Vec<Reader> = lock(&self.readers).drain().map(|(_, reader)| reader).collect();
         for Reader { connection, .. } in &open {
             // It fails if the client has closed it; the reader sees that by itself.
             connection.stream.shutdown(Shutdown::Read).ok();
@@ -170,19 +176,26 @@ fn admit(
     connections: &Arc<Connections>,
     jobs: &Sender<Job>,
 ) -> io::Result<()> {
-    let mut open = lock(&connections.0);
+    let mut open = lock(&connections.readers);
     if open.len() >= CONNECTIONS_LIMIT {
         tracing::warn!(limit = CONNECTIONS_LIMIT, "too many control connections");
         return Ok(());
     }
     stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
-    let connection = Arc::new(Connection { stream, writing: Mutex::default() });
+    let connection = Arc::new(Connection {
+        stream,
+        writing: Mutex::default(),
+        closed: AtomicBool::new(false),
+        watchers: Mutex::default(),
+        all_watchers: Arc::clone(&connections.watchers),
+    });
     let (reading, jobs, list) = (connection.clone(), jobs.clone(), connections.clone());
     let thread = spawn("control-client", move || {
         reading.serve(&jobs);
+        reading.end_watching();
         drop(reading);
         // The handle of this very thread goes with it: nobody waits for it any more.
-        lock(&list.0).remove(&number);
+        lock(&list.readers).remove(&number);
     })?;
     open.insert(number, Reader { connection, thread });
     Ok(())
@@ -193,6 +206,11 @@ struct Connection {
     stream: UnixStream,
     /// Held while an answer is written, so that answers do not mix.
     writing: Mutex<()>,
+    /// Whether nothing more is read from it.
+    closed: AtomicBool,
+    /// The threads of its streams of events.
+    watchers: Mutex<Vec<JoinHandle<()>>>,
+    all_watchers: Arc<AtomicUsize>,
 }
 
 impl Connection {
@@ -251,6 +269,50 @@ impl Connection {
             }
         }
         true
+    }
+
+    /// Makes room for one more stream of events.
+    fn may_watch(&self) -> Result<(), RpcError> {
+        let room = |count: usize| (count < WATCHERS_LIMIT).then_some(count + 1);
+        let taken = self.all_watchers.fetch_update(Ordering::AcqRel, Ordering::Acquire, room);
+        let full = || format!("{WATCHERS_LIMIT} streams of events are open already");
+        taken.map(drop).map_err(|_| RpcError::errno(libc::EBUSY).because(full()))
+    }
+
+    /// Streams events from number `first` on until the connection is closed. There is room.
+    fn watch(self: &Arc<Self>, service: &Arc<dyn Service>, first: u64) {
+        let (connection, service) = (Arc::clone(self), Arc::clone(service));
+        let thread = spawn("control-events", move || connection.stream_events(&*service, first));
+        match thread {
+            Ok(thread) => lock(&self.watchers).push(thread),
+            Err(error) => {
+                tracing::warn!(%error, "no thread for a stream of events; its client is let go");
+                self.all_watchers.fetch_sub(1, Ordering::AcqRel);
+                self.stream.shutdown(Shutdown::Both).ok();
+            }
+        }
+    }
+
+    fn stream_events(&self, service: &dyn Service, mut first: u64) {
+        if let Some(source) = service.event_source() {
+            while !self.closed.load(Ordering::Acquire) {
+                source.wait(first, events::LOOK_UP);
+                for event in source.from(first, events::BATCH) {
+                    first = event.id + 1;
+                    self.write(&events::notification(&event));
+                }
+            }
+        }
+        self.all_watchers.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Nothing more is read: the streams end.
+    fn end_watching(&self) {
+        self.closed.store(true, Ordering::Release);
+        for thread in lock(&self.watchers).drain(..) {
+            // A stream that panicked has said so in the log.
+            thread.join().ok();
+        }
     }
 
     fn refuse_and_close(&self, error: RpcError) {
@@ -314,13 +376,24 @@ struct Job {
 }
 
 /// A worker's life: it ends when no reader is left that could send jobs.
-fn work(queue: &Receiver<Job>, service: &dyn Service) {
+fn work(queue: &Receiver<Job>, service: &Arc<dyn Service>) {
     for Job { request: Request { id, method, params }, exchange } in queue {
-        let call = AssertUnwindSafe(|| methods::call(service, &method, params));
+        let call = AssertUnwindSafe(|| methods::call(&**service, &method, params));
         let outcome = catch_unwind(call).unwrap_or_else(|_| {
             tracing::error!(method, "a control request ended in a panic; the log above has it");
             Err(RpcError::internal("the request ended in a panic"))
         });
+        let connection = Arc::clone(&exchange.connection);
+        let (outcome, first) = match outcome {
+            Ok(watching) if method == events::WATCH => match connection.may_watch() {
+                Ok(()) => (Ok(watching.clone()), watching["from"].as_u64()),
+                Err(full) => (Err(full), None),
+            },
+            outcome => (outcome, None),
+        };
         exchange.answered(reply(&id, outcome));
+        if let Some(first) = first {
+            connection.watch(service, first);
+        }
     }
 }

@@ -73,6 +73,18 @@ pub struct PoolStatus {
     pub total_clusters: u64,
     /// Those that are free.
     pub free_clusters: u64,
+    /// How much is left: `ok`, `low`, or `full`.
+    #[serde(default)]
+    pub space: String,
+    /// Bytes that volumes have of their own.
+    #[serde(default)]
+    pub allocated: u64,
+    /// Bytes that volumes have promised their users: the sum of their sizes.
+    #[serde(default)]
+    pub provisioned: u64,
+    /// Free bytes that are kept for the reserves of volumes.
+    #[serde(default)]
+    pub reserved: u64,
     /// Of its metadata.
     pub counters: Counters,
     /// Its volumes.
@@ -95,6 +107,12 @@ pub struct VolumeStatus {
     pub allocated: u64,
     /// Whether clusters are allocated when they are written.
     pub thin: bool,
+    /// Bytes of it that can always be written.
+    #[serde(default)]
+    pub reserve: u64,
+    /// Whether its writes wait when the pool is full, instead of failing.
+    #[serde(default)]
+    pub waits_for_space: bool,
     /// Whether it refuses writes.
     pub read_only: bool,
     /// Of its operations.

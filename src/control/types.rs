@@ -6,18 +6,22 @@
 //! a newer daemon can tell an older client more.
 
 mod bdev;
+mod events;
 mod lvol;
 mod nvme;
 mod relatives;
 mod scrub;
+mod space;
 
 use serde::{Deserialize, Serialize};
 
 pub use bdev::*;
+pub use events::*;
 pub use lvol::*;
 pub use nvme::*;
 pub use relatives::*;
 pub use scrub::*;
+pub use space::*;
 
 /// The parameters of a method that has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

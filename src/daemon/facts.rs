@@ -6,7 +6,7 @@ use crate::control::status::{Counters, DeviceStatus, Health, VolumeStatus};
 use crate::control::types::{
     Bdev, BdevIostat, DriverSpecific, Lvol, LvolPool, LvolSpecific, SupportedIoTypes,
 };
-use crate::lvol::{Quarantined, StoreInfo, StoreState, VolumeInfo};
+use crate::lvol::{OnFull, Quarantined, StoreInfo, StoreState, VolumeInfo};
 use crate::units::{BlobId, ByteCount};
 use crate::volume::{Entry, Key, Pool, VolumeCounters};
 use std::sync::Arc;
@@ -177,6 +177,8 @@ pub(super) fn volume_status(
         size: info.size.get(),
         allocated: u64::from(info.allocated.get()) * cluster_size.get(),
         thin: info.thin,
+        reserve: u64::from(info.reserve.get()) * cluster_size.get(),
+        waits_for_space: info.on_full == OnFull::Wait,
         read_only: info.read_only.is_some(),
         counters: volume_total(entry.key(), sites),
     }
@@ -192,6 +194,8 @@ pub(super) fn quarantined_status(quarantined: &Quarantined) -> VolumeStatus {
         size: 0,
         allocated: 0,
         thin: false,
+        reserve: 0,
+        waits_for_space: false,
         read_only: true,
         counters: Counters::new(),
     }

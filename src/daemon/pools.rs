@@ -10,9 +10,9 @@ use super::reactors::ReactorThread;
 use super::site::Site;
 use crate::config::{self, Config};
 use crate::lvol::format::{Contents, LayoutOptions};
-use crate::lvol::{FormatOptions, StoreState};
+use crate::lvol::{FormatOptions, OnFull, StoreState};
 use crate::reactor::Remote;
-use crate::units::ByteCount;
+use crate::units::{ByteCount, ClusterCount};
 use crate::volume::{Attributes, NewVolume, Pool, PoolOwner, Store};
 
 /// The pools of the configuration, open.
@@ -72,6 +72,15 @@ impl Pools {
             opened.volumes = sites[0].run(count)?;
         }
         Ok(())
+    }
+
+    /// Writes that wait for space fail from now on, so that front ends can drain.
+    pub(super) fn stop_waiting(&self) {
+        for opened in &self.opened {
+            let stop = |owner: Rc<PoolOwner>| async move { owner.store().stop_waiting() };
+            // An error: its reactor has ended, and with it whoever waited.
+            opened.pool.owner().call_blocking(stop).ok();
+        }
     }
 
     /// Closes every pool clean.
@@ -175,6 +184,8 @@ async fn open_on_owner(
     }
     report(&store, wanted, formatted);
     store.commit_every(wanted.commit_interval);
+    let low = u64::from(info.data_clusters.get()) * u64::from(wanted.low_water) / 100;
+    store.set_low_water(ClusterCount(u32::try_from(low).unwrap_or(u32::MAX)));
     let size = info.cluster_size.get() * u64::from(info.data_clusters.get());
     let remote = store.remote()?;
     let directory = site.catalog.directory();
@@ -246,7 +257,18 @@ fn create_if_missing(volume: &config::Volume, site: &ReactorThread<Site>) -> any
             uuid: None,
             attributes: None,
         };
-        site.catalog.create(&pool, new).await?;
+        let created = site.catalog.create(&pool, new).await?;
+        let (blob, reserve, waits) = (created.blob(), wanted.reserve, wanted.waits_for_space);
+        let wishes = move |owner: Rc<PoolOwner>| async move {
+            if reserve.get() > 0 {
+                owner.store().set_reserve(blob, reserve).await?;
+            }
+            if waits {
+                owner.store().set_on_full(blob, OnFull::Wait).await?;
+            }
+            Ok::<(), crate::lvol::Error>(())
+        };
+        pool.owner().call(&site.reactor, wishes).await??;
         anyhow::Ok(true)
     })?;
     match created.with_context(|| format!("cannot create volume {}", volume.name))? {

@@ -2,11 +2,13 @@
 //! methods in a file of its own.
 
 mod bdev;
+mod events;
 mod lvol;
 mod nvme;
 mod process;
 mod relatives;
 mod scrub;
+mod space;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,8 +28,8 @@ use super::site::Site;
 use crate::control::status::Counters;
 use crate::control::types::PoolSelector;
 use crate::control::{
-    BdevMethods, LvolMethods, NvmeMethods, ProcessMethods, RelativeMethods, RpcError, ScrubMethods,
-    Service,
+    BdevMethods, EventMethods, EventSource, LvolMethods, NvmeMethods, ProcessMethods,
+    RelativeMethods, RpcError, ScrubMethods, Service, SpaceMethods,
 };
 use crate::fuse::errno::Errno;
 use crate::fuse::notify::Notifier;
@@ -201,7 +203,19 @@ impl Service for DaemonService {
         Some(self)
     }
 
+    fn events(&self) -> Option<&dyn EventMethods> {
+        Some(self)
+    }
+
+    fn event_source(&self) -> Option<&dyn EventSource> {
+        Some(self)
+    }
+
     fn scrub(&self) -> Option<&dyn ScrubMethods> {
+        Some(self)
+    }
+
+    fn space(&self) -> Option<&dyn SpaceMethods> {
         Some(self)
     }
 

@@ -48,7 +48,7 @@ fn answer(copied: u64, wide: bool) -> Reply {
     if wide {
         return Reply::Bytes(copied.as_bytes().to_vec());
     }
-    const MOST: u32 = u32::MAX & !0xfff;
+    const MOST: u32 = !0xfff;
     let size = u32::try_from(copied).unwrap_or(MOST);
     Reply::structure(&WriteOut { size, padding: 0 })
 }

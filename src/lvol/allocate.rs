@@ -22,6 +22,7 @@ use crate::units::{BlockCount, ClusterIndex, Lba, VolumeCluster};
 
 use super::error::{Error, IoFailure, Resource, VolumeTransfer};
 use super::metadata_io::Stretch;
+use super::space::Patience;
 use super::store::Store;
 use super::volume_map::{Place, VolumeMap};
 
@@ -59,6 +60,12 @@ enum Begun<'a, D: BlockDevice> {
     Place(Allocation<'a, D>, Background),
 }
 
+/// As [`Begun`], with the cluster that a first write goes to.
+enum Ready<'a, D: BlockDevice> {
+    Placed(ClusterIndex),
+    Place(Allocation<'a, D>, Background, ClusterIndex),
+}
+
 impl<D: BlockDevice> Store<D> {
     /// Writes `buffer` into one cluster, `block` blocks from its start, giving it a place first if
     /// it has none of its own.
@@ -69,20 +76,16 @@ impl<D: BlockDevice> Store<D> {
         block: BlockCount,
         buffer: DmaBuffer,
     ) -> VolumeTransfer {
-        match self.begin(&map, cluster).await {
+        match self.begin_with_space(&map, cluster).await {
             Err(error) => Err(IoFailure::new(error, buffer)),
-            Ok(Begun::Placed(place)) => {
+            Ok(Ready::Placed(place)) => {
                 let flight = self.tracker.enter();
                 let start = Lba(self.cluster_stretch(place).start.0 + block.0);
                 let written = self.io.device().write(start, buffer, Durability::Cached).await;
                 flight.finish();
                 Ok(written?)
             }
-            Ok(Begun::Place(allocation, background)) => {
-                let place = match self.take_cluster().await {
-                    Ok(place) => place,
-                    Err(error) => return Err(IoFailure::new(error, buffer)),
-                };
+            Ok(Ready::Place(allocation, background, place)) => {
                 let flight = self.tracker.enter();
                 let written = self.fill(place, background, Some((block, buffer))).await;
                 let installed = self.install(&map, cluster, place, written);
@@ -182,16 +185,40 @@ impl<D: BlockDevice> Store<D> {
         cluster: VolumeCluster,
         content: impl FnOnce(Background) -> Background,
     ) -> Result<(), Error> {
-        let Begun::Place(allocation, shown) = self.begin(map, cluster).await? else {
+        let Ready::Place(allocation, shown, place) = self.begin_with_space(map, cluster).await?
+        else {
             return Ok(());
         };
-        let place = self.take_cluster().await?;
         let flight = self.tracker.enter();
         let written = self.fill(place, content(shown), None).await;
         let installed = self.install(map, cluster, place, written);
         flight.finish();
         drop(allocation);
         installed.map(drop).map_err(|failed| failed.error)
+    }
+
+    /// As [`Store::begin`], with a free cluster for a first write. In a volume whose writes wait for
+    /// space, that may take a while; nothing is held meanwhile that others could wait for.
+    async fn begin_with_space(
+        &self,
+        map: &Arc<VolumeMap>,
+        cluster: VolumeCluster,
+    ) -> Result<Ready<'_, D>, Error> {
+        let mut patience = Patience::default();
+        loop {
+            let (allocation, background) = match self.begin(map, cluster).await? {
+                Begun::Placed(place) => return Ok(Ready::Placed(place)),
+                Begun::Place(allocation, background) => (allocation, background),
+            };
+            let full = match self.take_cluster_for(Some(map)).await {
+                Ok(place) => return Ok(Ready::Place(allocation, background, place)),
+                Err(full) => full,
+            };
+            drop(allocation);
+            if !self.wait_for_space(map, &mut patience).await {
+                return Err(full);
+            }
+        }
     }
 
     /// Finds out what a write to a cluster has to do. Waits for another first write of it.
@@ -234,18 +261,8 @@ impl<D: BlockDevice> Store<D> {
         self.commit([map.blob()]).await
     }
 
-    /// Takes a free cluster. If there is none, those that are on their way back are waited for.
-    pub(super) async fn take_cluster(&self) -> Result<ClusterIndex, Error> {
-        loop {
-            let taken = self.state.borrow_mut().allocator.take_cluster();
-            if taken.is_ok() || !self.find_space().await? {
-                return taken;
-            }
-        }
-    }
-
     /// Brings clusters back that volumes gave up; false if there are none.
-    async fn find_space(&self) -> Result<bool, Error> {
+    pub(super) async fn find_space(&self) -> Result<bool, Error> {
         if self.reclaims.settle_once().await {
             return Ok(true);
         }
@@ -370,7 +387,11 @@ impl<D: BlockDevice> Store<D> {
             // The outcome of the write is unknown: it may still happen.
             Err(IoFailure { error: Error::Device(BlockError::NoAnswer { .. }), .. })
             | Err(IoFailure { error: Error::Device(_), buffer: None }) => state.lost.push(place),
-            Err(_) => state.allocator.free_cluster(place),
+            Err(_) => {
+                state.allocator.free_cluster(place);
+                drop(state);
+                self.note_space(true);
+            }
         }
         result
     }

@@ -87,7 +87,7 @@ impl<D: BlockDevice> Store<D> {
     async fn copy_all(&self, map: &Arc<VolumeMap>, leaving: Leaving) -> Result<(), Error> {
         let mut at = VolumeCluster(0);
         loop {
-            let batch = self.state.borrow_mut().to_copy(map, leaving, at, COPY_BATCH)?;
+            let batch = self.state.borrow_mut().missing_places(map, leaving, at, COPY_BATCH)?;
             let Some(last) = batch.last().copied() else { return Ok(()) };
             let copies = batch.into_iter().map(|cluster| self.place_copy(map, cluster));
             // All run to their end, whatever becomes of one of them.
@@ -100,7 +100,7 @@ impl<D: BlockDevice> Store<D> {
     /// Cuts the tie in memory if nothing is left to copy.
     fn left(&self, map: &Arc<VolumeMap>, leaving: Leaving) -> Result<bool, Error> {
         let mut state = self.state.borrow_mut();
-        if !state.to_copy(map, leaving, VolumeCluster(0), 1)?.is_empty() {
+        if !state.missing_places(map, leaving, VolumeCluster(0), 1)?.is_empty() {
             return Ok(false);
         }
         let parent = state.of_map(map)?.blob.parent();
@@ -175,7 +175,7 @@ impl<D: BlockDevice> Store<D> {
 
 impl State {
     /// The first clusters from `from` on that must be copied before the volume can leave its parent.
-    fn to_copy(
+    fn missing_places(
         &mut self,
         map: &Arc<VolumeMap>,
         leaving: Leaving,

@@ -381,7 +381,7 @@ impl<D: BlockDevice> Store<D> {
         Ok(valid)
     }
 
-    fn clusters_for(&self, size: ByteCount) -> Result<ClusterCount, Error> {
+    pub(super) fn clusters_for(&self, size: ByteCount) -> Result<ClusterCount, Error> {
         let limit = self.layout.bytes_of(ClusterCount(VOLUME_CLUSTERS_LIMIT));
         let clusters = self.layout.clusters_for(size);
         let fits = clusters.filter(|clusters| clusters.0 <= VOLUME_CLUSTERS_LIMIT);
@@ -406,7 +406,7 @@ impl<D: BlockDevice> Store<D> {
 
     async fn take_and_zero(&self, count: u32, places: &mut Vec<ClusterIndex>) -> Result<(), Error> {
         for _ in 0..count {
-            places.push(self.take_cluster().await?);
+            places.push(self.take_cluster_for(None).await?);
         }
         let bytes = u64::from(count) * self.layout.cluster_size().0;
         self.count(|counters| {

@@ -137,6 +137,8 @@ impl<D: BlockDevice> Store<D> {
         if drained {
             indices.for_each(|cluster| state.allocator.free_cluster(cluster)); // 4
             self.count(|counters| counters.clusters_freed += u64::from(count));
+            drop(state);
+            self.note_space(true);
         } else {
             tracing::warn!(
                 clusters = count,

@@ -32,6 +32,7 @@ use super::metadata_io::MetadataIo;
 use super::reclaim::Reclaims;
 use super::recover::{Recovered, Recovery};
 use super::scrub::Scrubs;
+use super::space::{Space, SpaceState};
 use super::tracker::Tracker;
 use super::volume::{Volume, VolumeInfo};
 use super::volume_map::{CLOSED, Fate, POISONED, VolumeMap};
@@ -51,6 +52,7 @@ pub struct Store<D> {
     pub(super) scrubs: Scrubs,
     /// Writers that wait for a volume to be thawed.
     pub(super) thaws: RefCell<Vec<oneshot::Sender<()>>>,
+    pub(super) space: Space,
     /// I/O that the owner does for others.
     pub(super) tracker: Rc<Tracker>,
     counters: Cell<StoreCounters>,
@@ -119,6 +121,10 @@ pub struct StoreInfo {
     pub free_clusters: ClusterCount,
     /// Metadata pages not used.
     pub free_metadata_pages: u32,
+    /// Those of the free clusters that are kept for the reserves of volumes.
+    pub promised_clusters: ClusterCount,
+    /// Whether free space is low.
+    pub space: SpaceState,
     /// Clusters whose last user never ended its I/O; usable again after reopening.
     pub lost_clusters: ClusterCount,
     /// The most clusters it can have if the device grows.
@@ -220,6 +226,7 @@ impl<D: BlockDevice> Store<D> {
             reclaims: Reclaims::default(),
             scrubs: Scrubs::default(),
             thaws: RefCell::default(),
+            space: Space::default(),
             tracker,
             counters: Cell::default(),
             remote: RefCell::default(),
@@ -269,6 +276,8 @@ impl<D: BlockDevice> Store<D> {
             data_clusters: self.layout.data_clusters(),
             free_clusters: ClusterCount(free),
             free_metadata_pages: state.allocator.free_pages(),
+            promised_clusters: ClusterCount(state.promised(None).min(free)),
+            space: self.space_state(),
             lost_clusters: ClusterCount(state.lost.len() as u32),
             max_clusters: self.layout.max_clusters(),
         }

@@ -11,6 +11,7 @@ use crate::units::{BlobId, ByteCount, ClusterCount, ClusterIndex, VolumeCluster}
 
 use super::error::{Error, ReadOnlyReason};
 use super::format::{Blob, ClearMethod, Mapping, Run, Runs, TableSlot, VolumeName, lvolstore};
+use super::space::{OnFull, Wishes};
 use super::volume_map::{EXTERNAL, Place, READ_ONLY, THIN, VolumeMap};
 
 /// Everything about one blob that is served; the store's own blob is one, too.
@@ -35,6 +36,8 @@ pub(super) struct Volume {
     pub(super) allocating: HashMap<VolumeCluster, Vec<oneshot::Sender<()>>>,
     /// Why it is read-only beyond what its flags say.
     pub(super) limit: Option<ReadOnlyReason>,
+    /// What it wants of the pool's space.
+    pub(super) wishes: Wishes,
 }
 
 impl Volume {
@@ -45,6 +48,7 @@ impl Volume {
         clusters: ClusterCount,
     ) -> Self {
         let uuid = lvolstore::uuid(&blob.xattrs).ok();
+        let wishes = Wishes::read(&blob.xattrs);
         let volume = Self {
             blob,
             map,
@@ -57,6 +61,7 @@ impl Volume {
             dropped: Vec::new(),
             allocating: HashMap::new(),
             limit: None,
+            wishes,
         };
         volume.show_flags();
         volume
@@ -155,6 +160,8 @@ impl Volume {
             external_parent: self.blob.external_parent().map(<[u8]>::to_vec),
             clones,
             clear_method: self.blob.flags.clear_method,
+            reserve: ClusterCount(self.wishes.reserve),
+            on_full: self.wishes.on_full,
         }
     }
 }
@@ -186,4 +193,8 @@ pub struct VolumeInfo {
     pub clones: Vec<BlobId>,
     /// What happens to clusters that it gives up.
     pub clear_method: ClearMethod,
+    /// Clusters that it can always have.
+    pub reserve: ClusterCount,
+    /// What its writes do when the pool is full.
+    pub on_full: OnFull,
 }

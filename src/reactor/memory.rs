@@ -35,10 +35,9 @@ impl Reactor {
         };
         let end = self.now().after(LIMIT);
         loop {
-            if reserve == 0 || arena.free().get() >= reserve + length as u64 {
-                if let Some(buffer) = arena.allocate(length) {
-                    return Some(buffer);
-                }
+            let leaves_enough = reserve == 0 || arena.free().get() >= reserve + length as u64;
+            if leaves_enough && let Some(buffer) = arena.allocate(length) {
+                return Some(buffer);
             }
             if length == 0 || length > crate::hw::dma::MAX_BUFFER || self.now() >= end {
                 return None;

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::attributes::{Attributes, wall_clock};
 use super::error::Error;
+use super::events::{EventKind, EventLog};
 use super::exclusion::WriteLocks;
 use super::gate::Gate;
 use super::owner::PoolOwner;
@@ -303,7 +304,10 @@ pub(super) struct NewEntry {
 
 /// All pools and volumes. Clones are the same directory.
 #[derive(Clone, Default)]
-pub struct Directory(Arc<RwLock<Tree>>);
+pub struct Directory {
+    tree: Arc<RwLock<Tree>>,
+    events: EventLog,
+}
 
 #[derive(Default)]
 struct Tree {
@@ -320,6 +324,12 @@ struct PoolNode {
 }
 
 impl Directory {
+    /// What happened to pools and volumes.
+    #[must_use]
+    pub fn events(&self) -> &EventLog {
+        &self.events
+    }
+
     /// All pools, in the order of their keys.
     #[must_use]
     pub fn pools(&self) -> Vec<Arc<Pool>> {
@@ -419,6 +429,7 @@ impl Directory {
             written: AtomicU64::new(0),
             state: Mutex::new(state),
         });
+        self.events.add(EventKind::VolumeCreated, &node.pool.name, Some(&new.name), None);
         node.names.insert(new.name, key);
         node.volumes.insert(key, Arc::clone(&entry));
         node.changed();
@@ -432,6 +443,7 @@ impl Directory {
         if let Some(node) = tree.pools.get_mut(&entry.pool.key) {
             node.volumes.remove(&entry.key);
             let name = entry.name();
+            self.events.add(EventKind::VolumeDeleted, &node.pool.name, Some(&name), None);
             if node.names.get(&name) == Some(&entry.key) {
                 node.names.remove(&name);
             }
@@ -450,17 +462,18 @@ impl Directory {
             node.names.remove(&entry.name());
             node.names.insert(name.into(), entry.key);
             entry.state().name = name.into();
+            self.events.add(EventKind::VolumeRenamed, &node.pool.name, Some(name), None);
             node.changed();
         }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Tree> {
         // No statement that holds the lock can panic half-way.
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.tree.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Tree> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.tree.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

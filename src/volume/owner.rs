@@ -15,8 +15,9 @@ use super::Store;
 use super::attributes::{ATTRIBUTE, Attributes};
 use super::directory::{Deletion, Directory, Entry, NewEntry, Pool};
 use super::error::Error;
+use super::events::EventKind;
 use crate::lvol::format::ClearMethod;
-use crate::lvol::{self, StoreInfo, VolumeInfo};
+use crate::lvol::{self, SpaceState, StoreInfo, VolumeInfo};
 use crate::reactor::Reactor;
 use crate::units::{BlobId, ByteCount};
 
@@ -82,6 +83,7 @@ impl PoolOwner {
         let uuid = info.uuid.unwrap_or_else(|| Uuid::new_v5(&Uuid::nil(), info.name.as_bytes()));
         let remote = reactor.keep(Rc::clone(&owner));
         let pool = directory.add_pool(&info.name, uuid, info.cluster_size, remote);
+        owner.tell_of_space(&info);
         for volume in owner.store.volumes() {
             if volume.name.starts_with(UNLINKED_PREFIX) {
                 tracing::info!(
@@ -104,6 +106,21 @@ impl PoolOwner {
             owner.add(&pool, &volume)?;
         }
         Ok((owner, pool))
+    }
+
+    /// Makes events of what the store says of its space.
+    fn tell_of_space(&self, info: &StoreInfo) {
+        let (events, pool) = (self.directory.events().clone(), info.name.clone());
+        let cluster_size = info.cluster_size.get();
+        self.store.on_space(move |change| {
+            let kind = match change.state {
+                SpaceState::Ok => EventKind::PoolSpaceOk,
+                SpaceState::Low => EventKind::PoolLow,
+                SpaceState::Full => EventKind::PoolFull,
+            };
+            let free = ByteCount(cluster_size * u64::from(change.free.get()));
+            events.add(kind, &pool, None, Some(free));
+        });
     }
 
     /// The store itself, for what only an operator asks.
@@ -254,7 +271,10 @@ impl PoolOwner {
     /// # Errors
     /// [`Error::Store`].
     pub async fn resize(&self, entry: &Entry, size: ByteCount) -> Result<(), Error> {
-        Ok(self.store.resize_volume(entry.blob(), size).await?)
+        self.store.resize_volume(entry.blob(), size).await?;
+        let (pool, name) = (entry.pool().name(), entry.name());
+        self.directory.events().add(EventKind::VolumeResized, pool, Some(&name), None);
+        Ok(())
     }
 
     /// Makes the volume at least `size` bytes large.

@@ -10,3 +10,4 @@ mod operations;
 mod periodic;
 mod power_cut;
 mod scrub;
+mod space;

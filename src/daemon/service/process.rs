@@ -6,6 +6,7 @@ use crate::control::types::{KillInstance, NoParameters};
 use crate::control::{ProcessMethods, RpcError};
 use crate::daemon::facts::{self, SiteFacts};
 use crate::daemon::signals;
+use crate::lvol::SpaceState;
 use crate::volume::Pool;
 
 impl DaemonService {
@@ -17,6 +18,7 @@ impl DaemonService {
             let info = facts.volumes.iter().find(|info| info.id == entry.blob())?;
             Some(facts::volume_status(entry, info, facts.info.cluster_size, sites))
         });
+        let bytes = |clusters: u64| clusters.saturating_mul(info.cluster_size.get());
         let damaged = facts.quarantined.iter().map(facts::quarantined_status);
         Ok(PoolStatus {
             name: pool.name().to_owned(),
@@ -26,6 +28,17 @@ impl DaemonService {
             cluster_size: info.cluster_size.get(),
             total_clusters: u64::from(info.data_clusters.get()),
             free_clusters: u64::from(info.free_clusters.get()),
+            space: match info.space {
+                SpaceState::Ok => "ok",
+                SpaceState::Low => "low",
+                SpaceState::Full => "full",
+            }
+            .to_owned(),
+            allocated: bytes(
+                facts.volumes.iter().map(|volume| u64::from(volume.allocated.get())).sum(),
+            ),
+            provisioned: facts.volumes.iter().map(|volume| volume.size.get()).sum(),
+            reserved: bytes(info.promised_clusters.get().into()),
             counters: counters_of(&facts.counters),
             volumes: served.chain(damaged).collect(),
         })

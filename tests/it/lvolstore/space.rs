@@ -1,0 +1,145 @@
+//! Thin pools that fill: who is told, who waits, and whose space is kept.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use lvolfs::block::BlockDevice;
+use lvolfs::lvol::{Error, OnFull, Resource, SpaceState, VolumeIo, WAIT_LIMIT, WAITERS_LIMIT};
+use lvolfs::units::{ByteCount, ByteOffset, ClusterCount};
+
+use super::bench::{BLOCK, Bench, CLUSTER, Pool, disk};
+
+/// Blocks in a cluster.
+const PER_CLUSTER: u64 = CLUSTER / BLOCK as u64;
+
+/// Writes to new clusters of a volume from cluster `from` on until one fails; how many did not.
+async fn fill<D: BlockDevice>(pool: &Pool<D>, volume: &VolumeIo<D>, from: u64) -> (u64, Error) {
+    for cluster in from.. {
+        if let Err(error) = pool.write(volume, cluster * PER_CLUSTER, 1, 1).await {
+            return (cluster - from, error);
+        }
+    }
+    unreachable!("a pool ends");
+}
+
+async fn give_back<D: BlockDevice>(volume: &VolumeIo<D>, clusters: std::ops::Range<u64>) {
+    let (offset, length) = (clusters.start * CLUSTER, (clusters.end - clusters.start) * CLUSTER);
+    volume.discard(ByteOffset(offset), ByteCount(length)).await.unwrap();
+    volume.flush().await.unwrap();
+}
+
+const FULL: Error = Error::NoSpace { what: Resource::Cluster };
+
+#[test]
+fn each_change_of_what_is_left_is_told_once() {
+    let bench = Bench::new();
+    bench.run(async {
+        let pool = bench.pool(disk().channel(&bench.reactor)).await;
+        let volume = pool.thin("v", 1000).await;
+        let told: Rc<RefCell<Vec<_>>> = Rc::default();
+        let tell = Rc::clone(&told);
+        pool.store
+            .on_space(move |change| tell.borrow_mut().push((change.state, change.free.get())));
+        pool.store.set_low_water(ClusterCount(16));
+        let (all, error) = fill(&pool, &volume, 0).await;
+        assert_eq!(error, FULL);
+        assert_eq!(pool.store.space_state(), SpaceState::Full);
+        assert_eq!(told.take(), [(SpaceState::Low, 15), (SpaceState::Full, 0)]);
+        // Still full: nothing new.
+        assert_eq!(pool.write(&volume, all * PER_CLUSTER, 1, 1).await, Err(FULL));
+        give_back(&volume, 0..4).await;
+        bench.reactor.sleep(Duration::from_secs(1)).await;
+        assert_eq!(told.take(), [(SpaceState::Low, 4)]);
+        give_back(&volume, 4..20).await;
+        bench.reactor.sleep(Duration::from_secs(1)).await;
+        assert_eq!(told.take(), [(SpaceState::Ok, 20)]);
+        assert_eq!(fill(&pool, &volume, 0).await.0, 20);
+    });
+}
+
+#[test]
+fn a_volume_that_waits_goes_on_when_space_comes_back() {
+    let bench = Bench::new();
+    bench.run(async {
+        let pool = Rc::new(bench.pool(disk().channel(&bench.reactor)).await);
+        let (filler, waiter) = (pool.thin("filler", 1000).await, pool.thin("waiter", 10).await);
+        pool.store.set_on_full(pool.id("waiter"), OnFull::Wait).await.unwrap();
+        fill(&pool, &filler, 0).await;
+        let write = {
+            let (pool, waiter) = (Rc::clone(&pool), waiter.clone());
+            bench.reactor.task(async move { pool.write(&waiter, 0, 1, 7).await })
+        };
+        bench.reactor.sleep(Duration::from_secs(10)).await;
+        assert_eq!(waiter.allocated_clusters(), ClusterCount(0));
+        give_back(&filler, 0..1).await;
+        write.await.unwrap();
+        assert_eq!(pool.blocks(&waiter).await[0], 7);
+        // Nobody gives anything back: the wait has an end, and it is the error of the others.
+        let before = bench.reactor.now();
+        assert_eq!(pool.write(&waiter, PER_CLUSTER, 1, 7).await, Err(FULL));
+        assert!(bench.reactor.now().since(before) >= WAIT_LIMIT);
+    });
+}
+
+#[test]
+fn no_more_wait_than_may_and_none_when_the_pool_is_about_to_close() {
+    let bench = Bench::new();
+    bench.run(async {
+        let pool = Rc::new(bench.pool(disk().channel(&bench.reactor)).await);
+        let filler = pool.thin("filler", 1000).await;
+        let waiter = pool.thin("waiter", 1000).await;
+        pool.store.set_on_full(pool.id("waiter"), OnFull::Wait).await.unwrap();
+        fill(&pool, &filler, 0).await;
+        let write = |cluster: u64| {
+            let (pool, waiter) = (Rc::clone(&pool), waiter.clone());
+            bench
+                .reactor
+                .task(async move { pool.write(&waiter, cluster * PER_CLUSTER, 1, 7).await })
+        };
+        let waiting: Vec<_> = (0..WAITERS_LIMIT as u64).map(write).collect();
+        bench.reactor.sleep(Duration::from_secs(1)).await;
+        let before = bench.reactor.now();
+        assert_eq!(write(900).await, Err(FULL), "one more than may wait");
+        pool.store.stop_waiting();
+        for write in waiting {
+            assert_eq!(write.await, Err(FULL));
+        }
+        assert!(bench.reactor.now().since(before) < Duration::from_secs(1));
+        pool.store.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_reserve_is_kept_for_its_volume_and_outlives_the_pool() {
+    let bench = Bench::new();
+    let disk = disk();
+    bench.run(async {
+        let pool = bench.pool(disk.channel(&bench.reactor)).await;
+        let (filler, kept) = (pool.thin("filler", 1000).await, pool.thin("kept", 100).await);
+        let id = pool.id("kept");
+        pool.write(&kept, 0, 1, 1).await.unwrap();
+        let free = u64::from(pool.store.info().free_clusters.get());
+        let most = ByteCount((free + 2) * CLUSTER);
+        assert_eq!(pool.store.set_reserve(id, most).await, Err(FULL), "more than there is");
+        pool.store.set_reserve(id, ByteCount(5 * CLUSTER - 1)).await.unwrap();
+        assert_eq!(pool.store.info().promised_clusters, ClusterCount(4));
+        assert_eq!(fill(&pool, &filler, 0).await, (free - 4, FULL));
+        let thick = lvolfs::lvol::NewVolume::thick("thick", ByteCount(CLUSTER));
+        assert_eq!(pool.store.create_volume(thick).await, Err(FULL));
+        pool.store.close().await.unwrap();
+
+        let pool = bench.open(disk.channel(&bench.reactor)).await.unwrap();
+        let (filler, kept) = (pool.volume("filler").await, pool.volume("kept").await);
+        let info = pool.store.find("kept").unwrap();
+        assert_eq!((info.reserve, info.on_full), (ClusterCount(5), OnFull::Error));
+        assert_eq!(pool.write(&filler, 999 * PER_CLUSTER, 1, 1).await, Err(FULL));
+        assert_eq!(fill(&pool, &kept, 1).await, (4, FULL));
+        // Without the promise, what is given back is anybody's.
+        give_back(&kept, 1..5).await;
+        assert_eq!(pool.write(&filler, 999 * PER_CLUSTER, 1, 1).await, Err(FULL));
+        pool.store.set_reserve(pool.id("kept"), ByteCount(0)).await.unwrap();
+        pool.write(&filler, 999 * PER_CLUSTER, 1, 1).await.unwrap();
+        assert!(pool.store.xattrs(pool.id("kept")).unwrap().is_empty());
+    });
+}

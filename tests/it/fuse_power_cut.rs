@@ -122,10 +122,11 @@ impl Bench {
             cuts: RefCell::default(),
         });
         let steps = self.reactor.register(Rc::clone(&stepped) as Rc<dyn Poller>);
-        let wanted = Wanted { namespace: NamespaceId(1), channels: 1 };
+        let wanted = Wanted { namespace: Some(NamespaceId(1)), channels: 1 };
         let opened = NvmeController::open(&self.reactor, &self.arena, emulated, &wanted);
-        let (controller, device) = opened.await.unwrap();
-        let device = AnyDevice::Nvme(device);
+        let (controller, devices) = opened.await.unwrap();
+        let [device] = &*devices else { panic!("one namespace was asked for") };
+        let device = AnyDevice::Nvme(device.clone());
         Stack { device, stepped, controller, _steps: steps }
     }
 

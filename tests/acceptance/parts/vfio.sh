@@ -4,7 +4,7 @@
 # shellcheck disable=SC2034,SC2154,SC2164  # shares variables with ../run and ../lib.sh; runs under set -e
 
 part_about="NVMe drives through VFIO, in a QEMU guest with an IOMMU"
-part_packages=(qemu-system-x86 busybox-static cpio kmod xz-utils zstd python3-minimal jq
+part_packages=(qemu-system-x86 busybox-static cpio kmod xz-utils zstd python3 jq
     fio e2fsprogs fuse3)
 part_checks=(bind probe unplug serve faults power_loss crash)
 

@@ -110,7 +110,7 @@ impl Bench {
             queue_entries: 64,
             vectors: 2,
             // Without a seed commands are carried out in the order of their submission.
-            reorder: (seed % 4 != 0).then_some(seed),
+            reorder: (!seed.is_multiple_of(4)).then_some(seed),
             ..Settings::default()
         };
         let emulated = EmulatedController::new(settings, memory).unwrap();

@@ -313,6 +313,27 @@ impl<D: BlockDevice> Store<D> {
         self.commit([id]).await
     }
 
+    /// Says what happens to clusters that a volume gives up from now on. On return it is durable.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::ReadOnly`], [`Error::NoSpace`], [`Error::Poisoned`],
+    /// [`Error::Closed`].
+    pub async fn set_clear_method(&self, id: BlobId, method: ClearMethod) -> Result<(), Error> {
+        let _one_at_a_time = self.operations.lock().await;
+        self.check_alive()?;
+        {
+            let mut state = self.state.borrow_mut();
+            let volume = state.served_mut(id)?;
+            volume.check_change()?;
+            if volume.blob.flags.clear_method == method {
+                return Ok(());
+            }
+            volume.blob.flags.clear_method = method;
+            volume.root_dirty = true;
+        }
+        self.commit([id]).await
+    }
+
     /// The attributes of a volume, but not those of the lvolstore itself.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use crate::control::types::{
 };
 use crate::control::{LvolMethods, RpcError};
 use crate::daemon::facts;
+use crate::lvol::format::ClearMethod;
 use crate::volume::{self, NewVolume, Pool, Replace};
 
 impl LvolMethods for DaemonService {
@@ -33,12 +34,12 @@ impl LvolMethods for DaemonService {
     }
 
     fn bdev_lvol_create(&self, parameters: CreateLvol) -> Answer<Uuid> {
-        // Unmap is what the default means.
-        if let Some(LvolClearMethod::None | LvolClearMethod::WriteZeroes) = parameters.clear_method
-        {
-            let reason = "clear_method must be \"default\" or \"unmap\"";
-            return Err(RpcError::invalid_parameters(reason));
-        }
+        let clear = match parameters.clear_method {
+            // Unmap is what the default means.
+            None | Some(LvolClearMethod::Default | LvolClearMethod::Unmap) => ClearMethod::Default,
+            Some(LvolClearMethod::None) => ClearMethod::None,
+            Some(LvolClearMethod::WriteZeroes) => ClearMethod::WriteZeroes,
+        };
         let (size, pool) = (parameters.size()?, self.pool(&parameters.pool()?)?);
         let new = NewVolume {
             name: parameters.lvol_name,
@@ -48,7 +49,19 @@ impl LvolMethods for DaemonService {
             attributes: None,
         };
         let created = self.operate(|catalog| async move { catalog.create(&pool, new).await })?;
-        Ok(created.uuid())
+        let (uuid, blob) = (created.uuid(), created.blob());
+        if clear != ClearMethod::Default {
+            let set = move |owner: Rc<volume::PoolOwner>| async move {
+                owner.store().set_clear_method(blob, clear).await
+            };
+            let set = created.pool().owner().call_blocking(set).map_err(RpcError::internal)?;
+            if let Err(error) = set {
+                // All of what was asked for, or nothing.
+                self.operate(|catalog| async move { catalog.delete(&created).await })?;
+                return Err(failed(&error.into()));
+            }
+        }
+        Ok(uuid)
     }
 
     fn bdev_lvol_rename(&self, parameters: RenameLvol) -> Answer<bool> {

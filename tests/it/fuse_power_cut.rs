@@ -373,13 +373,14 @@ async fn run(bench: &Bench, seed: u64) -> usize {
     stepped.next_cut.set(u64::MAX);
     run.served.close().await;
     let Run { model, served, .. } = run;
+    let model = model.into_inner();
     drop(served);
     stack.end().await;
     let count = cuts.len();
     for (command, mut memory) in cuts {
         let _told = Told(format!("command {command}"));
         memory.power_cut(seed ^ command << 32);
-        examine(bench, &model.borrow(), command, memory, seed).await;
+        examine(bench, &model, command, memory, seed).await;
     }
     drop(told);
     count

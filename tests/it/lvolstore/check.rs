@@ -26,10 +26,13 @@ use crate::golden::{Golden, IMAGES, sha256};
 const PAGE: usize = 4096;
 const NOTHING: Known = Known { cluster_size: None, block_size: None };
 
+/// What is written between two flushes.
+type Writes = Vec<(u64, Vec<u8>)>;
+
 /// An image that only keeps what it is told: the writes, by the flush that follows them.
 struct Recorder<'i> {
     image: &'i Image,
-    steps: RefCell<Vec<Vec<(u64, Vec<u8>)>>>,
+    steps: RefCell<Vec<Writes>>,
 }
 
 impl ImageRead for Recorder<'_> {
@@ -348,7 +351,7 @@ fn each_repairable_damage_is_named_repaired_and_can_be_put_back() {
 }
 
 /// What survives a cut after `steps` whole steps: a random part of the next one's units.
-fn cut(from: &Image, steps: &[Vec<(u64, Vec<u8>)>], whole: usize, unit: usize, seed: u64) -> Image {
+fn cut(from: &Image, steps: &[Writes], whole: usize, unit: usize, seed: u64) -> Image {
     let image = from.clone();
     let mut rng = fastrand::Rng::with_seed(seed);
     for (number, step) in steps.iter().enumerate().take(whole + 1) {

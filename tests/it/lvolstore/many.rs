@@ -298,7 +298,6 @@ fn history(bench: &Bench, image: &[u8], seed: u64) {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a failing test says which history it was")]
 fn many_short_histories_agree_with_a_map_of_blocks() {
     let bench = Bench::new();
     let disk = SimDisk::new(SimOptions::new(ByteCount(DISK)));

@@ -186,7 +186,7 @@ fn many_references_to_few_pages_are_bounded() {
     let pages = layout.metadata_pages();
     for slot in 0..slots {
         // Every other cluster, so that runs do not join.
-        let entry = |at: u32| (at % 2 == 0).then_some(ClusterIndex(data + at));
+        let entry = |at: u32| at.is_multiple_of(2).then_some(ClusterIndex(data + at));
         let blob = blob_id(PageIndex(0));
         let first = TableSlot(slot).first_cluster();
         let extent = ExtentPage { blob, first, clusters: (0..512).map(entry).collect() };

@@ -11,6 +11,7 @@ mod device;
 mod generate;
 mod logging;
 mod relatives;
+mod reservation;
 mod scrub;
 mod space;
 mod table;
@@ -129,6 +130,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             ask::connect(socket, config)?.watch(&watch, json)?;
             return Ok(Exit::Success);
         }
+        Verb::Reservation(verb) => ask::connect(socket, config)?.reservation(verb, json)?,
         Verb::Rpc { method, parameters } => {
             let parameters = ask::parameters(parameters)?;
             ask::connect(socket, config)?.rpc(&method, &parameters)?

@@ -25,6 +25,7 @@ pub use self::error::{ConfigError, Problem};
 pub use self::name::{NAME_BYTES_LIMIT, NameError, VolumeName, check_name};
 pub use self::pci::PciAddress;
 pub use crate::reactor::Wait;
+use crate::spec::reservation::HostId;
 use crate::units::{BlockSize, ByteCount, NamespaceId};
 
 /// Larger files are refused unread: no configuration is that long.
@@ -39,6 +40,10 @@ pub const DEFAULT_SOCKET: &str = "var/lvolfs.sock";
 /// The longest path of a control socket: what the system takes, less what is needed to put it in
 /// place under a temporary name.
 pub const SOCKET_PATH_BYTES_LIMIT: usize = 100;
+/// Where the files of reservations are unless the file says otherwise.
+pub const DEFAULT_RESERVATIONS: &str = "var/reservations";
+/// The longest NQN.
+pub const NQN_BYTES_LIMIT: usize = 223;
 /// Cluster size of a pool that does not say otherwise; SPDK's.
 pub const DEFAULT_CLUSTER_SIZE: ByteCount = ByteCount(4 << 20);
 /// Commit interval of a pool that does not say otherwise.
@@ -63,6 +68,8 @@ pub struct Config {
     pub pools: Vec<Pool>,
     /// The volumes to create if missing, in the file's order. Each is in one of `pools`.
     pub volumes: Vec<Volume>,
+    /// Reservations, and the mount as a host.
+    pub reservations: Reservations,
     /// Threads and memory.
     pub reactor: Reactor,
     /// What is logged, and how.
@@ -216,6 +223,26 @@ pub struct Volume {
     pub reserve: ByteCount,
     /// Whether its writes wait when the pool is full, instead of failing.
     pub waits_for_space: bool,
+}
+
+/// `[reservations]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reservations {
+    /// Where reservations outlive a power loss.
+    pub ptpl: Ptpl,
+    /// The host identifier of the local mount; made from the machine's if `None`.
+    pub host_id: Option<HostId>,
+    /// Its name; made from the host identifier if `None`.
+    pub host_nqn: Option<String>,
+}
+
+/// Where reservations outlive a power loss (PTPL).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ptpl {
+    /// In this folder, a file for each volume.
+    Folder(PathBuf),
+    /// In the volume's metadata.
+    Volume,
 }
 
 /// `[reactor]`

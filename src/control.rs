@@ -28,7 +28,7 @@ pub use error::RpcError;
 pub use events::EventSource;
 pub use methods::{
     BdevMethods, EventMethods, LvolMethods, NvmeMethods, ProcessMethods, RelativeMethods,
-    ScrubMethods, Service, SpaceMethods,
+    ReservationMethods, ScrubMethods, Service, SpaceMethods,
 };
 pub use server::Server;
 pub use socket::SocketError;

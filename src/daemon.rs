@@ -10,6 +10,7 @@ mod devices;
 mod doors;
 mod facts;
 mod files;
+mod hosts;
 mod pools;
 mod reactors;
 mod service;
@@ -21,7 +22,6 @@ use anyhow::Context;
 use crate::config::{Config, Cores};
 use crate::hw::dma::DmaArena;
 use crate::units::ByteCount;
-use crate::volume::Directory;
 use devices::Devices;
 use doors::Doors;
 use pools::Pools;
@@ -87,7 +87,7 @@ fn start_reactors(config: &Config, arena: &DmaArena) -> anyhow::Result<Vec<React
         Cores::Count(count) => vec![Seat::Anywhere; *count],
         Cores::Cpus(cpus) => cpus.iter().copied().map(Seat::Bound).collect(),
     };
-    let (arena, directory) = (arena.clone(), Directory::default());
+    let (arena, directory) = (arena.clone(), hosts::directory(config)?);
     reactors::start(&seats, config.reactor.wait, move |reactor| {
         Site::new(reactor, &arena, &directory)
     })

@@ -49,5 +49,6 @@ pub use scrub::{DEFAULT_RATE, FINDINGS_LIMIT, LOWEST_RATE, ScrubReport, ScrubSta
 pub use snapshot::NewRelative;
 pub use space::{OnFull, SpaceChange, SpaceState, WAIT_LIMIT, WAITERS_LIMIT};
 pub use store::{Quarantined, Store, StoreCounters, StoreInfo, StoreState};
+pub use tracker::{InFlight, Tracker};
 pub use volume::VolumeInfo;
 pub use volume_map::{Place, VOLUME_CLUSTERS_LIMIT, VolumeMap};

@@ -8,7 +8,8 @@
 //! names after the other.
 //!
 //! Invariants:
-//! * Every read and write of every front end passes [`Gate::check`].
+//! * Every read and write of every front end passes [`Gate::check`], as an operation of a host:
+//!   the local mount is one too ([`Hosts`]). Nobody else decides what a reservation allows.
 //! * Two writes that touch the same block do not lose each other's bytes, on whatever reactors
 //!   they run ([`exclusion`]).
 //! * An open volume that loses its name keeps working until the last front end closes it.
@@ -21,8 +22,10 @@ pub mod events;
 mod exclusion;
 mod gate;
 mod handle;
+mod hosts;
 mod owner;
 mod relatives;
+mod reservations;
 
 pub use attributes::Attributes;
 pub use catalog::Catalog;
@@ -30,7 +33,9 @@ pub use directory::{Directory, Entry, Key, Opening, Pool};
 pub use error::Error;
 pub use gate::{Access, Gate};
 pub use handle::{Slice, Volume, VolumeCounters};
+pub use hosts::{DRAIN_LIMIT, Hosts, Keeping, Listener};
 pub use owner::{NewVolume, PoolOwner, Replace, USER_PREFIX, is_file_name};
+pub use reservations::{ATTRIBUTE as RESERVATIONS_ATTRIBUTE, Reset};
 
 use crate::block::AnyChannel;
 

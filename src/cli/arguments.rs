@@ -8,6 +8,7 @@ use clap_complete::Shell;
 use super::check::{CheckStore, DumpStore};
 use super::device::DeviceVerb;
 use super::relatives::RelativeVerb;
+use super::reservation::ReservationVerb;
 use super::scrub::ScrubPool;
 use super::space::{VolumeSpace, WatchArguments};
 use crate::config::{VolumeName, check_name};
@@ -76,6 +77,9 @@ pub enum Verb {
     Device(DeviceVerb),
     /// Print what happens to pools and volumes, a line each, as it happens
     Events(WatchArguments),
+    /// Look at and change who may read and write a volume
+    #[command(subcommand)]
+    Reservation(ReservationVerb),
     /// Call any method of a running daemon and print its result as JSON
     ///
     /// `lvolfs rpc rpc_get_methods` lists the methods; their names and shapes are those of SPDK.

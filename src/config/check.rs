@@ -11,13 +11,15 @@ use toml::Spanned;
 use super::error::Problem;
 use super::raw::{
     Key, RawConfig, RawControl, RawCores, RawDevice, RawDriver, RawMount, RawOnFull, RawPool,
-    RawReactor, RawVolume, RawWait, Size,
+    RawPtpl, RawReactor, RawReservations, RawVolume, RawWait, Size,
 };
 use super::{
     Config, Control, Cores, DEFAULT_CLUSTER_SIZE, DEFAULT_COMMIT_INTERVAL, DEFAULT_DMA_MEMORY,
-    DEFAULT_FILE_MODE, DEFAULT_LOW_WATER, DEFAULT_SOCKET, Device, Driver, Image, Log, Mount, Pool,
-    REACTORS_LIMIT, Reactor, SOCKET_PATH_BYTES_LIMIT, Volume, VolumeName, Wait, check_name,
+    DEFAULT_FILE_MODE, DEFAULT_LOW_WATER, DEFAULT_RESERVATIONS, DEFAULT_SOCKET, Device, Driver,
+    Image, Log, Mount, NQN_BYTES_LIMIT, Pool, Ptpl, REACTORS_LIMIT, Reactor, Reservations,
+    SOCKET_PATH_BYTES_LIMIT, Volume, VolumeName, Wait, check_name,
 };
+use crate::spec::reservation::HostId;
 use crate::units::{BlockSize, ByteCount, NamespaceId};
 
 /// An lvstore's metadata pages are so large, and clusters consist of whole ones.
@@ -39,6 +41,7 @@ pub(super) fn check(raw: RawConfig, text: &str) -> Result<Config, Vec<Problem>> 
     let devices = checker.devices(raw.device);
     let pools = checker.pools(raw.pool, &devices);
     let volumes = checker.volumes(raw.volume, &pools, &devices);
+    let reservations = checker.reservations(raw.reservations);
     let reactor = checker.reactor(raw.reactor);
     let log = Log { level: raw.log.level, format: raw.log.format };
     let mut problems = checker.problems;
@@ -51,6 +54,7 @@ pub(super) fn check(raw: RawConfig, text: &str) -> Result<Config, Vec<Problem>> 
             devices: devices.checked,
             pools: pools.checked,
             volumes,
+            reservations,
             reactor,
             log,
         }),
@@ -176,6 +180,40 @@ impl Checker<'_> {
             self.refuse(span, "control.socket", rule);
         }
         Control { socket }
+    }
+
+    fn reservations(&mut self, raw: RawReservations) -> Reservations {
+        let in_volume = raw.ptpl == Some(RawPtpl::Volume);
+        if let Some(key) = raw.path.as_ref().filter(|_| in_volume) {
+            let rule = "there are no files with ptpl = \"volume\"";
+            self.refuse(key.span(), "reservations.path", rule);
+        }
+        let path = raw.path.map(|key| self.path(key, "reservations.path").unwrap_or_default());
+        let path = path.unwrap_or_else(|| DEFAULT_RESERVATIONS.into());
+        let ptpl = if in_volume { Ptpl::Volume } else { Ptpl::Folder(path) };
+        let host_id = raw.host_id.and_then(|key| {
+            let uuid = uuid::Uuid::parse_str(key.get_ref()).ok();
+            let host_id = uuid.and_then(|uuid| HostId::new(uuid.into_bytes()));
+            if host_id.is_none() {
+                let rule = "a host identifier is a UUID, and not all zeros";
+                self.refuse(key.span(), "reservations.host_id", rule);
+            }
+            host_id
+        });
+        let host_nqn = raw.host_nqn.and_then(|key| {
+            let nqn = key.get_ref();
+            let fine = nqn.starts_with("nqn.")
+                && nqn.len() <= NQN_BYTES_LIMIT
+                && !nqn.contains(char::is_control);
+            if !fine {
+                let rule = format!(
+                    "a host's name begins with \"nqn.\" and has at most {NQN_BYTES_LIMIT} bytes"
+                );
+                self.refuse(key.span(), "reservations.host_nqn", rule);
+            }
+            fine.then(|| key.into_inner())
+        });
+        Reservations { ptpl, host_id, host_nqn }
     }
 
     fn devices(&mut self, raw: Vec<Spanned<RawDevice>>) -> Named<Device> {

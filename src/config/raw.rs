@@ -21,6 +21,7 @@ pub(super) struct RawConfig {
     pub(super) device: Vec<Spanned<RawDevice>>,
     pub(super) pool: Vec<Spanned<RawPool>>,
     pub(super) volume: Vec<Spanned<RawVolume>>,
+    pub(super) reservations: RawReservations,
     pub(super) reactor: RawReactor,
     pub(super) log: RawLog,
 }
@@ -90,6 +91,22 @@ pub(super) struct RawVolume {
 pub(super) enum RawOnFull {
     Error,
     Wait,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawReservations {
+    pub(super) ptpl: Option<RawPtpl>,
+    pub(super) path: Key<String>,
+    pub(super) host_id: Key<String>,
+    pub(super) host_nqn: Key<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawPtpl {
+    File,
+    Volume,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

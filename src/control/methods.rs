@@ -11,11 +11,12 @@ use super::error::RpcError;
 use super::events::EventSource;
 use super::status::Status;
 use super::types::{
-    AttachController, Bdev, CloneLvol, ControllerError, ControllerHealth, CreateLvol, GetBdevs,
-    GetControllers, GetIostat, GetLvols, GetMethods, GetNotifications, Iostat, KillInstance, Lvol,
-    Lvstore, NamedControllers, NoParameters, Notification, RenameLvol, ResizeLvol, ScrubStatus,
-    SelectController, SelectLvol, SelectLvstore, SetParent, SetSpace, SnapshotLvol, StartScrub,
-    Version, VersionFields, WatchEvents, Watching,
+    AcquireReservation, AttachController, Bdev, CloneLvol, ControllerError, ControllerHealth,
+    CreateLvol, GetBdevs, GetControllers, GetIostat, GetLvols, GetMethods, GetNotifications,
+    Iostat, KillInstance, Lvol, Lvstore, NamedControllers, NoParameters, Notification,
+    PreemptReservation, RegisterReservation, RenameLvol, ReservationReset, ReservationStatus,
+    ResetReservation, ResizeLvol, ScrubStatus, SelectController, SelectLvol, SelectLvstore,
+    SetParent, SetSpace, SnapshotLvol, StartScrub, Version, VersionFields, WatchEvents, Watching,
 };
 
 macro_rules! methods {
@@ -160,6 +161,25 @@ methods! {
     space: SpaceMethods {
         /// Sets a volume's reserve, and what its writes do when the pool is full, durably; true.
         lvolfs_volume_set_space(SetSpace) -> bool;
+    }
+
+    /// Reservations of volumes. All but the last act for the local mount, and answer with the
+    /// state after it.
+    reservation: ReservationMethods {
+        /// Who has registered, and who holds what.
+        lvolfs_reservation_show(SelectLvol) -> ReservationStatus;
+        /// Registers the local mount, gives it another key, or ends its registration.
+        lvolfs_reservation_register(RegisterReservation) -> ReservationStatus;
+        /// Takes a reservation that nobody holds.
+        lvolfs_reservation_acquire(AcquireReservation) -> ReservationStatus;
+        /// Removes the registrants of a key, and takes over what they hold.
+        lvolfs_reservation_preempt(PreemptReservation) -> ReservationStatus;
+        /// Gives up the reservation.
+        lvolfs_reservation_release(SelectLvol) -> ReservationStatus;
+        /// Removes the reservation and every registration.
+        lvolfs_reservation_clear(SelectLvol) -> ReservationStatus;
+        /// An administrator's override.
+        lvolfs_reservation_reset(ResetReservation) -> ReservationReset;
     }
 
     /// The process.

@@ -163,6 +163,11 @@ pub enum Health {
         /// The damage.
         reason: String,
     },
+    /// Nobody may read or write it, because its stored reservations cannot be believed.
+    Fenced {
+        /// What is wrong with them, and what to do.
+        reason: String,
+    },
     /// It is gone, or answers nothing.
     Failed {
         /// How.
@@ -178,6 +183,7 @@ impl Health {
             Self::Ok => "ok",
             Self::Poisoned { .. } => "poisoned",
             Self::Quarantined { .. } => "quarantined",
+            Self::Fenced { .. } => "fenced",
             Self::Failed { .. } => "failed",
         }
     }
@@ -187,9 +193,10 @@ impl Health {
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::Ok => None,
-            Self::Poisoned { reason } | Self::Quarantined { reason } | Self::Failed { reason } => {
-                Some(reason)
-            }
+            Self::Poisoned { reason }
+            | Self::Quarantined { reason }
+            | Self::Fenced { reason }
+            | Self::Failed { reason } => Some(reason),
         }
     }
 }

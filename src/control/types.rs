@@ -10,6 +10,7 @@ mod events;
 mod lvol;
 mod nvme;
 mod relatives;
+mod reservation;
 mod scrub;
 mod space;
 
@@ -20,6 +21,7 @@ pub use events::*;
 pub use lvol::*;
 pub use nvme::*;
 pub use relatives::*;
+pub use reservation::*;
 pub use scrub::*;
 pub use space::*;
 

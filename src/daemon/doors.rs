@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::devices::Devices;
 use super::files::Files;
+use super::hosts;
 use super::pools::Pools;
 use super::reactors::ReactorThread;
 use super::service::DaemonService;
@@ -54,7 +55,10 @@ impl Doors {
     ) -> anyhow::Result<Server> {
         let (path, transport) = (config.mount.path.clone(), self.files.transport().clone());
         let notifier = self.files.notifier()?;
-        let service = DaemonService::new(sites, devices, pools, path, transport, notifier)?;
+        let local = sites[0].run(|site| async move { site.catalog.directory().hosts().local() })?;
+        let host_nqn = hosts::nqn(config, local);
+        let service =
+            DaemonService::new(sites, devices, pools, path, transport, notifier, host_nqn)?;
         Ok(Server::start(&config.control.socket, Arc::new(service))?)
     }
 

@@ -173,7 +173,17 @@ pub(super) fn volume_status(
     VolumeStatus {
         name: info.name.clone(),
         uuid: entry.uuid(),
-        health: Health::Ok,
+        health: match entry.gate().reservations().fence() {
+            None => Health::Ok,
+            Some(damage) => Health::Fenced {
+                reason: format!(
+                    "its stored reservations cannot be believed: {damage}; \
+                     `lvolfs reservation reset {}/{}` lifts the fence",
+                    entry.pool().name(),
+                    info.name
+                ),
+            },
+        },
         size: info.size.get(),
         allocated: u64::from(info.allocated.get()) * cluster_size.get(),
         thin: info.thin,

@@ -7,6 +7,7 @@ mod lvol;
 mod nvme;
 mod process;
 mod relatives;
+mod reservation;
 mod scrub;
 mod space;
 
@@ -29,7 +30,7 @@ use crate::control::status::Counters;
 use crate::control::types::PoolSelector;
 use crate::control::{
     BdevMethods, EventMethods, EventSource, LvolMethods, NvmeMethods, ProcessMethods,
-    RelativeMethods, RpcError, ScrubMethods, Service, SpaceMethods,
+    RelativeMethods, ReservationMethods, RpcError, ScrubMethods, Service, SpaceMethods,
 };
 use crate::fuse::errno::Errno;
 use crate::fuse::notify::Notifier;
@@ -51,6 +52,8 @@ pub(super) struct DaemonService {
     transport: TransportInUse,
     /// Tells the kernel what was changed by other doors than the mount.
     notifier: Notifier,
+    /// The name of the local mount as a host.
+    host_nqn: String,
     started: Instant,
 }
 
@@ -72,6 +75,7 @@ impl DaemonService {
         mount: PathBuf,
         transport: TransportInUse,
         notifier: Notifier,
+        host_nqn: String,
     ) -> anyhow::Result<Self> {
         let directory = sites[0].run(|site| async move { site.catalog.directory().clone() })?;
         Ok(Self {
@@ -85,6 +89,7 @@ impl DaemonService {
             pool_devices: pools.devices(),
             mount,
             transport,
+            host_nqn,
             notifier,
             started: super::now(),
         })
@@ -216,6 +221,10 @@ impl Service for DaemonService {
     }
 
     fn space(&self) -> Option<&dyn SpaceMethods> {
+        Some(self)
+    }
+
+    fn reservation(&self) -> Option<&dyn ReservationMethods> {
         Some(self)
     }
 

@@ -7,6 +7,7 @@ use crate::block::BlockError;
 use crate::lvol;
 use crate::lvol::format::XattrError;
 use crate::lvol::format::lvolstore::IdentityError;
+use crate::spec::status::StatusCode;
 use crate::volume;
 
 /// A Linux error number, positive.
@@ -50,6 +51,10 @@ impl From<volume::Error> for Errno {
             volume::Error::Deleted => Self::ESTALE,
             // What writing at the end of a block device gives.
             volume::Error::PastEnd { .. } => Self::ENOSPC,
+            // What a Linux host makes of the status.
+            volume::Error::ReservationConflict => Self::EBADE,
+            volume::Error::Reservation { status: StatusCode::INVALID_FIELD, .. } => Self::EINVAL,
+            volume::Error::Reservation { .. } => Self::EIO,
             volume::Error::ReservedName => Self::EPERM,
             volume::Error::OtherPool => Self::EXDEV,
             volume::Error::NoMemory { .. } => Self::ENOMEM,

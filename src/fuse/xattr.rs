@@ -11,6 +11,7 @@ use super::errno::Errno;
 use super::reply::Reply;
 use super::request::Operation;
 use super::tree::Node;
+use crate::reservation::Rights;
 use crate::volume::{Catalog, Entry, USER_PREFIX};
 
 /// The namespace of the attributes that tell what a volume is.
@@ -138,5 +139,27 @@ async fn describe(catalog: &Catalog, entry: &Arc<Entry>) -> Result<Description, 
         ("allocated", volume.allocated().to_string()),
         ("cluster_size", pool.cluster_size().to_string()),
         ("block_size", volume.block_size().to_string()),
+        ("reservation", reservation(catalog, entry)),
     ]))
+}
+
+/// The reservations as one line of words.
+fn reservation(catalog: &Catalog, entry: &Entry) -> String {
+    let (state, local) = (entry.gate().reservations(), catalog.directory().hosts().local());
+    let access = match state.rights(local) {
+        Rights::All => "read-write",
+        Rights::Read => "read",
+        Rights::None => "none",
+    };
+    if let Some(damage) = state.fence() {
+        return format!("type=fenced access={access} reason={damage}");
+    }
+    let role = match (state.is_holder(local), state.key_of(local)) {
+        (true, _) => "holder",
+        (false, Some(_)) => "registrant",
+        (false, None) => "none",
+    };
+    let kind = state.reservation().map_or(0, |held| held.reservation_type().wire());
+    let registrants = state.registrants().len();
+    format!("type={kind} registrants={registrants} role={role} access={access}")
 }

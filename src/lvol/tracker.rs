@@ -17,7 +17,7 @@ use futures_channel::oneshot;
 
 /// The in-flight table of one reactor and one pool: two counts.
 #[derive(Default)]
-pub(super) struct Tracker {
+pub struct Tracker {
     epoch: Cell<usize>,
     in_flight: [Cell<u32>; 2],
     abandoned: Cell<bool>,
@@ -25,16 +25,23 @@ pub(super) struct Tracker {
 }
 
 /// An operation in flight.
-pub(super) struct InFlight<'a> {
+pub struct InFlight<'a> {
     tracker: &'a Tracker,
     epoch: usize,
     finished: bool,
 }
 
 impl Tracker {
+    /// Whether no operation is in flight, and none was abandoned.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        !self.abandoned.get() && self.in_flight.iter().all(|count| count.get() == 0)
+    }
+
     /// Begins an operation. It comes before the first look into a map.
     #[inline]
-    pub(super) fn enter(&self) -> InFlight<'_> {
+    #[must_use]
+    pub fn enter(&self) -> InFlight<'_> {
         let epoch = self.epoch.get();
         let count = &self.in_flight[epoch];
         count.set(count.get() + 1);
@@ -43,7 +50,7 @@ impl Tracker {
 
     /// Waits until every operation that began before has ended. False: that can never be known.
     /// One drain at a time.
-    pub(super) async fn drain(self: Rc<Self>) -> bool {
+    pub async fn drain(self: Rc<Self>) -> bool {
         if self.abandoned.get() {
             return false;
         }
@@ -70,7 +77,7 @@ impl Tracker {
 impl InFlight<'_> {
     /// Ends the operation: the device has answered, or was never asked.
     #[inline]
-    pub(super) fn finish(mut self) {
+    pub fn finish(mut self) {
         self.finished = true;
     }
 }

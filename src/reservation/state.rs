@@ -161,6 +161,17 @@ impl Reservations {
         }
     }
 
+    /// The state after an administrator has removed every registration and the reservation, and
+    /// lifted the fence if there was one.
+    #[must_use]
+    pub fn cleared(&self) -> Self {
+        Self {
+            generation: self.generation.wrapping_add(1),
+            persistence: self.persistence,
+            ..Self::default()
+        }
+    }
+
     /// The generation (GEN): changes with every command that changes registrations.
     #[must_use]
     pub const fn generation(&self) -> u32 {

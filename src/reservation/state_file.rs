@@ -90,6 +90,14 @@ pub enum StoreError {
         /// Why.
         source: io::Error,
     },
+    /// The file of a volume that is gone could not be removed.
+    #[error("cannot remove {}: {source}", path.display())]
+    Remove {
+        /// The state file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Its folder could not be made.
     #[error("cannot make {}, the folder for reservations: {source}", path.display())]
     Folder {
@@ -190,6 +198,25 @@ impl StateFile {
         }
         self.durable = Some(bytes);
         Ok(())
+    }
+
+    /// Removes the file, and what a crash may have left beside it: the volume is gone. Whatever was
+    /// set aside stays.
+    ///
+    /// # Errors
+    /// [`StoreError::Remove`]; the file is there, or, if the folder could not be made durable, may
+    /// be.
+    pub fn remove(&mut self) -> Result<(), StoreError> {
+        self.durable = None;
+        let remove = |path: &Path| match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            gone => Ok(gone.is_ok()),
+        };
+        let all = remove(&beside(&self.path, "tmp")).and_then(|temporary| {
+            let removed = remove(&self.path)?;
+            if temporary || removed { sync_folder(&self.path) } else { Ok(()) }
+        });
+        all.map_err(|source| StoreError::Remove { path: self.path.clone(), source })
     }
 
     /// Renames a damaged file to the first free `NAME.damaged-N`, for somebody to look at, and

@@ -9,12 +9,17 @@ use std::sync::Arc;
 use super::Attributes;
 use super::directory::{Directory, Entry, Key, Pool};
 use super::error::Error;
+use super::gate::Access;
 use super::handle::{Volume, VolumeCounters};
+use super::hosts::HostVolumes;
 use super::owner::{NewVolume, PoolOwner, Replace};
+use super::reservations::Reset;
 use crate::block::AnyChannel;
 use crate::hw::dma::DmaArena;
 use crate::lvol::{StoreInfo, StoreIo, VolumeInfo};
 use crate::reactor::{Reactor, Remote};
+use crate::reservation::Command;
+use crate::spec::reservation::HostId;
 use crate::units::ByteCount;
 
 /// Pools and volumes as one reactor reaches them.
@@ -23,14 +28,20 @@ pub struct Catalog {
     arena: DmaArena,
     directory: Directory,
     pools: RefCell<HashMap<Key, StoreIo<AnyChannel>>>,
+    /// Those of the local host.
     volumes: RefCell<HashMap<Key, Rc<Volume>>>,
+    /// Those of all hosts.
+    hosts: Rc<HostVolumes>,
 }
 
 impl Catalog {
     /// The way of `reactor`, which takes buffers from `arena`.
     #[must_use]
     pub fn new(reactor: &Rc<Reactor>, arena: &DmaArena, directory: &Directory) -> Self {
+        let hosts = HostVolumes::new(reactor);
+        directory.hosts().add_reactor(reactor.keep(Rc::clone(&hosts)));
         Self {
+            hosts,
             reactor: Rc::clone(reactor),
             arena: arena.clone(),
             directory: directory.clone(),
@@ -73,14 +84,14 @@ impl Catalog {
         &self.directory
     }
 
-    /// The volume with a key, if this reactor used it before.
+    /// The volume with a key as the local mount uses it, if this reactor used it before.
     #[inline]
     #[must_use]
     pub fn known(&self, key: Key) -> Option<Rc<Volume>> {
         self.volumes.borrow().get(&key).map(Rc::clone)
     }
 
-    /// The volume with a key, ready for I/O on this reactor.
+    /// The volume with a key, ready for I/O of the local mount on this reactor.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::NotAttached`], [`Error::Store`].
@@ -91,11 +102,74 @@ impl Catalog {
         let entry = self.directory.volume(key).ok_or(Error::NotFound)?;
         let pool = self.pools.borrow().get(&entry.pool().key()).cloned();
         let io = pool.ok_or(Error::NotAttached)?.volume(entry.blob()).await?;
-        let volume = Rc::new(Volume::new(entry, io, &self.reactor, &self.arena));
+        if let Some(volume) = self.known(key) {
+            return Ok(volume);
+        }
+        let local = self.directory.hosts().local();
+        let (_, in_flight) = self.hosts.find(key, local);
+        let volume = Rc::new(Volume::new(
+            entry,
+            io,
+            &self.reactor,
+            &self.arena,
+            local,
+            Rc::clone(&in_flight),
+        ));
+        self.hosts.keep(key, &volume, &in_flight);
         let mut volumes = self.volumes.borrow_mut();
         // This is rare enough to look for those that are gone.
         volumes.retain(|_, volume| !volume.entry().gate().is_closed());
-        Ok(Rc::clone(volumes.entry(key).or_insert(volume)))
+        volumes.insert(key, Rc::clone(&volume));
+        Ok(volume)
+    }
+
+    /// The volume with a key, ready for I/O of `host` on this reactor. All who ask for the same
+    /// host get the same handle, as long as one of them holds it.
+    ///
+    /// # Errors
+    /// As [`Catalog::volume`].
+    pub async fn volume_for(&self, key: Key, host: HostId) -> Result<Rc<Volume>, Error> {
+        let of_mount = self.volume(key).await?;
+        if host == self.directory.hosts().local() {
+            return Ok(of_mount);
+        }
+        let (known, in_flight) = self.hosts.find(key, host);
+        if let Some(volume) = known {
+            return Ok(volume);
+        }
+        let volume = Rc::new(of_mount.of_host(host, Rc::clone(&in_flight)));
+        self.hosts.keep(key, &volume, &in_flight);
+        Ok(volume)
+    }
+
+    /// See [`PoolOwner::reserve`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn reserve(
+        &self,
+        entry: &Arc<Entry>,
+        host: HostId,
+        command: Command,
+    ) -> Result<(), Error> {
+        self.ask(entry, move |owner, entry| owner.reserve(entry, host, command)).await
+    }
+
+    /// See [`PoolOwner::reset_reservations`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn reset_reservations(
+        &self,
+        entry: &Arc<Entry>,
+        force: bool,
+    ) -> Result<Reset, Error> {
+        self.ask(entry, move |owner, entry| owner.reset_reservations(entry, force)).await
+    }
+
+    /// Whether the local mount may change a volume.
+    fn check_local(&self, entry: &Entry) -> Result<(), Error> {
+        entry.gate().check_host(self.directory.hosts().local(), Access::Write)
     }
 
     /// What went through this reactor, by volume.
@@ -132,11 +206,12 @@ impl Catalog {
         pool.owner().call(&self.reactor, call).await?
     }
 
-    /// See [`PoolOwner::delete`].
+    /// See [`PoolOwner::delete`]. It is the local mount that does this and what follows.
     ///
     /// # Errors
-    /// As there.
+    /// As there, and [`Error::ReservationConflict`].
     pub async fn delete(&self, entry: &Arc<Entry>) -> Result<(), Error> {
+        self.check_local(entry)?;
         self.ask(entry, |owner, entry| async move { owner.delete(&entry).await }).await
     }
 
@@ -151,13 +226,16 @@ impl Catalog {
     /// See [`PoolOwner::rename`].
     ///
     /// # Errors
-    /// As there.
+    /// As there, and [`Error::ReservationConflict`] of the volume that would be replaced.
     pub async fn rename(
         &self,
         entry: &Arc<Entry>,
         name: &str,
         replace: Replace,
     ) -> Result<(), Error> {
+        if let Some(replaced) = self.directory.find_volume(entry.pool().key(), name) {
+            self.check_local(&replaced)?;
+        }
         let name = name.to_owned();
         let call = move |owner: Rc<PoolOwner>, entry: Arc<Entry>| async move {
             owner.rename(&entry, &name, replace).await
@@ -168,16 +246,18 @@ impl Catalog {
     /// See [`PoolOwner::resize`].
     ///
     /// # Errors
-    /// As there.
+    /// As there, and [`Error::ReservationConflict`].
     pub async fn resize(&self, entry: &Arc<Entry>, size: ByteCount) -> Result<(), Error> {
+        self.check_local(entry)?;
         self.ask(entry, move |owner, entry| async move { owner.resize(&entry, size).await }).await
     }
 
     /// See [`PoolOwner::grow_to`].
     ///
     /// # Errors
-    /// As there.
+    /// As there, and [`Error::ReservationConflict`].
     pub async fn grow_to(&self, entry: &Arc<Entry>, size: ByteCount) -> Result<(), Error> {
+        self.check_local(entry)?;
         self.ask(entry, move |owner, entry| async move { owner.grow_to(&entry, size).await }).await
     }
 

@@ -16,8 +16,11 @@ use super::error::Error;
 use super::events::{EventKind, EventLog};
 use super::exclusion::WriteLocks;
 use super::gate::Gate;
+use super::hosts::Hosts;
 use super::owner::PoolOwner;
+use super::reservations::Keeper;
 use crate::reactor::Remote;
+use crate::reservation::Reservations;
 use crate::units::{BlobId, ByteCount};
 
 /// The number of a pool or a volume in this process and, as long as no two are alike, in every
@@ -109,6 +112,8 @@ pub struct Entry {
     blob: BlobId,
     uuid: Uuid,
     gate: Gate,
+    /// Held by the one command on the reservations that is under way.
+    keeper: async_lock::Mutex<Keeper>,
     locks: WriteLocks,
     /// When it was written last, in nanoseconds since the epoch; 0 if not since it was opened.
     written: AtomicU64,
@@ -185,6 +190,10 @@ impl Entry {
     #[must_use]
     pub fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    pub(super) fn keeper(&self) -> &async_lock::Mutex<Keeper> {
+        &self.keeper
     }
 
     pub(super) fn locks(&self) -> &WriteLocks {
@@ -300,6 +309,8 @@ pub(super) struct NewEntry {
     pub(super) uuid: Uuid,
     pub(super) name: String,
     pub(super) attributes: Attributes,
+    pub(super) keeper: Keeper,
+    pub(super) reservations: Reservations,
 }
 
 /// All pools and volumes. Clones are the same directory.
@@ -307,6 +318,7 @@ pub(super) struct NewEntry {
 pub struct Directory {
     tree: Arc<RwLock<Tree>>,
     events: EventLog,
+    hosts: Arc<Hosts>,
 }
 
 #[derive(Default)]
@@ -328,6 +340,18 @@ impl Directory {
     #[must_use]
     pub fn events(&self) -> &EventLog {
         &self.events
+    }
+
+    /// An empty one.
+    #[must_use]
+    pub fn new(hosts: Hosts) -> Self {
+        Self { tree: Arc::default(), events: EventLog::default(), hosts: Arc::new(hosts) }
+    }
+
+    /// Who uses volumes.
+    #[must_use]
+    pub fn hosts(&self) -> &Hosts {
+        &self.hosts
     }
 
     /// All pools, in the order of their keys.
@@ -424,7 +448,8 @@ impl Directory {
             pool: Arc::clone(&node.pool),
             blob: new.blob,
             uuid: new.uuid,
-            gate: Gate::default(),
+            gate: Gate::new(new.reservations),
+            keeper: async_lock::Mutex::new(new.keeper),
             locks: WriteLocks::default(),
             written: AtomicU64::new(0),
             state: Mutex::new(state),

@@ -1,6 +1,7 @@
 //! Why a volume did not do what it was asked.
 
 use crate::lvol;
+use crate::spec::status::StatusCode;
 use crate::units::{ByteCount, ByteOffset};
 
 /// An error of the volume layer. Front ends map the variants to errno and NVMe status.
@@ -19,6 +20,17 @@ pub enum Error {
         offset: ByteOffset,
         /// The volume's size.
         size: ByteCount,
+    },
+    /// A reservation forbids it to this host.
+    #[error("a reservation of another host forbids it")]
+    ReservationConflict,
+    /// A reservation command was refused for another reason.
+    #[error("{reason}")]
+    Reservation {
+        /// What a host gets.
+        status: StatusCode,
+        /// What a person gets.
+        reason: String,
     },
     /// The name is reserved for volumes that lost theirs while they were open.
     #[error("names that begin with \"{}\" are reserved", super::owner::UNLINKED_PREFIX)]

@@ -1,6 +1,7 @@
 //! I/O on one volume from one reactor, at any byte.
 
 use std::cell::Cell;
+use std::future::Future;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,17 +11,23 @@ use super::error::Error;
 use super::gate::Access;
 use crate::block::{AnyChannel, Durability};
 use crate::hw::dma::{DmaArena, DmaBuffer};
-use crate::lvol::VolumeIo;
+use crate::lvol::{Tracker, VolumeIo};
 use crate::reactor::{Reactor, Share};
+use crate::reservation::Pass;
+use crate::spec::reservation::HostId;
 use crate::units::{ByteCount, ByteOffset};
 
-/// A volume as one reactor uses it.
+/// A volume as one reactor uses it for one host.
 pub struct Volume {
     entry: Arc<Entry>,
     io: VolumeIo<AnyChannel>,
     reactor: Rc<Reactor>,
     arena: DmaArena,
-    counters: Cell<VolumeCounters>,
+    /// Shared by all hosts that use the volume on this reactor.
+    counters: Rc<Cell<VolumeCounters>>,
+    pass: Pass,
+    /// The host's operations, from the gate to their end.
+    in_flight: Rc<Tracker>,
 }
 
 /// What went through one reactor to a volume: operations that succeeded, and those that did not.
@@ -87,9 +94,57 @@ impl Volume {
         io: VolumeIo<AnyChannel>,
         reactor: &Rc<Reactor>,
         arena: &DmaArena,
+        host: HostId,
+        in_flight: Rc<Tracker>,
     ) -> Self {
+        let pass = entry.gate().pass(host);
         let (reactor, arena) = (Rc::clone(reactor), arena.clone());
-        Self { entry, io, reactor, arena, counters: Cell::default() }
+        Self { entry, io, reactor, arena, counters: Rc::default(), pass, in_flight }
+    }
+
+    /// The same volume for another host.
+    pub(super) fn of_host(&self, host: HostId, in_flight: Rc<Tracker>) -> Self {
+        Self {
+            entry: Arc::clone(&self.entry),
+            io: self.io.clone(),
+            reactor: Rc::clone(&self.reactor),
+            arena: self.arena.clone(),
+            counters: Rc::clone(&self.counters),
+            pass: self.entry.gate().pass(host),
+            in_flight,
+        }
+    }
+
+    /// Whose operations these are.
+    #[must_use]
+    pub fn host(&self) -> HostId {
+        self.pass.host()
+    }
+
+    /// Whether an operation may start now. Each operation asks by itself; this is for those that
+    /// consist of several, of which none may start if one would be refused.
+    ///
+    /// # Errors
+    /// Those of the gate.
+    #[inline]
+    pub fn check(&self, access: Access) -> Result<(), Error> {
+        self.entry.gate().check(&self.pass, access)
+    }
+
+    /// Runs an operation that the gate lets through, and counts it as in flight until its end.
+    /// Nothing is awaited between the two, so that who publishes new reservations and then hears
+    /// from this reactor knows that every operation that asked before is counted.
+    #[inline]
+    async fn admitted<T>(
+        &self,
+        access: Access,
+        operation: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        self.check(access)?;
+        let in_flight = self.in_flight.enter();
+        let result = operation.await;
+        in_flight.finish();
+        result
     }
 
     /// What all reactors share of it.
@@ -149,7 +204,8 @@ impl Volume {
         length: usize,
         landing: Option<DmaBuffer>,
     ) -> Result<Option<Slice>, Error> {
-        let result = self.read_blocks(offset, length, landing).await;
+        let read = self.read_blocks(offset, length, landing);
+        let result = self.admitted(Access::Read, read).await;
         self.count(&result, |counters| {
             let bytes = result.as_ref().ok().and_then(Option::as_ref).map_or(0, |s| s.range.len());
             counters.reads += 1;
@@ -164,7 +220,6 @@ impl Volume {
         length: usize,
         landing: Option<DmaBuffer>,
     ) -> Result<Option<Slice>, Error> {
-        self.entry.gate().check(Access::Read)?;
         let Some(length) = self.clip(offset, length) else { return Ok(None) };
         let (start, blocks) = self.cover(offset.get(), length);
         let fits = |landing: &DmaBuffer| landing.len() >= blocks && start == offset.get();
@@ -196,7 +251,8 @@ impl Volume {
         durability: Durability,
     ) -> Result<usize, Error> {
         let partial = !self.is_aligned(offset.get(), data.len() as u64);
-        let result = self.write_bytes(offset, data, durability).await;
+        let write = self.write_bytes(offset, data, durability);
+        let result = self.admitted(Access::Write, write).await;
         self.count(&result, |counters| {
             counters.writes += 1;
             counters.bytes_written += *result.as_ref().unwrap_or(&0) as u64;
@@ -212,7 +268,6 @@ impl Volume {
         mut data: DmaBuffer,
         durability: Durability,
     ) -> Result<usize, Error> {
-        self.entry.gate().check(Access::Write)?;
         let Some(length) = self.clip(offset, data.len()) else {
             return Err(Error::PastEnd { offset, size: self.size() });
         };
@@ -259,9 +314,11 @@ impl Volume {
     /// Makes every write that was answered before, on any reactor, durable.
     ///
     /// # Errors
-    /// [`Error::Store`]: it is then not known what is durable, and the pool takes no more writes.
+    /// [`Error::Store`]: it is then not known what is durable, and the pool takes no more writes;
+    /// and those of the gate: a flush counts as a write.
     pub async fn flush(&self) -> Result<(), Error> {
-        let result = self.io.flush().await.map_err(Error::from);
+        let flush = async { self.io.flush().await.map_err(Error::from) };
+        let result = self.admitted(Access::Write, flush).await;
         self.count(&result, |counters| counters.flushes += 1);
         result
     }
@@ -284,13 +341,13 @@ impl Volume {
     }
 
     async fn clear(&self, offset: ByteOffset, length: u64, how: Clear) -> Result<(), Error> {
-        let result = self.clear_range(offset.get(), length, how).await;
+        let clear = self.clear_range(offset.get(), length, how);
+        let result = self.admitted(Access::Write, clear).await;
         self.count(&result, |counters| counters.ranges += 1);
         result
     }
 
     async fn clear_range(&self, offset: u64, length: u64, how: Clear) -> Result<(), Error> {
-        self.entry.gate().check(Access::Write)?;
         let end = offset.saturating_add(length).min(self.size().get());
         if offset >= end {
             return Ok(());
@@ -330,13 +387,13 @@ impl Volume {
     /// # Errors
     /// As for a write.
     pub async fn allocate_range(&self, offset: ByteOffset, length: u64) -> Result<(), Error> {
-        let result = self.allocate_blocks(offset.get(), length).await;
+        let allocate = self.allocate_blocks(offset.get(), length);
+        let result = self.admitted(Access::Write, allocate).await;
         self.count(&result, |counters| counters.ranges += 1);
         result
     }
 
     async fn allocate_blocks(&self, offset: u64, length: u64) -> Result<(), Error> {
-        self.entry.gate().check(Access::Write)?;
         let end = offset.saturating_add(length).min(self.size().get());
         if offset >= end {
             return Ok(());

@@ -28,9 +28,9 @@ pub const USER_PREFIX: &str = "user.";
 
 /// The owner of a pool. Lives on one reactor; others call it through [`Pool::owner`].
 pub struct PoolOwner {
-    reactor: Rc<Reactor>,
+    pub(super) reactor: Rc<Reactor>,
     pub(super) store: Rc<Store>,
-    directory: Directory,
+    pub(super) directory: Directory,
     defaults: Attributes,
     pub(super) names: async_lock::Mutex<()>,
 }
@@ -103,7 +103,7 @@ impl PoolOwner {
                     "not shown as a file: the name cannot be a file's; rename the volume"
                 );
             }
-            owner.add(&pool, &volume)?;
+            owner.add(&pool, &volume).await?;
         }
         Ok((owner, pool))
     }
@@ -161,10 +161,10 @@ impl PoolOwner {
         if let Some(attributes) = attributes {
             self.store.set_xattr(info.id, ATTRIBUTE, &attributes.encode()).await?;
         }
-        self.add(pool, &info)
+        self.add(pool, &info).await
     }
 
-    pub(super) fn add(
+    pub(super) async fn add(
         &self,
         pool: &Pool,
         info: &VolumeInfo,
@@ -176,7 +176,9 @@ impl PoolOwner {
         );
         let uuid =
             info.uuid.unwrap_or_else(|| Uuid::new_v5(&pool.uuid(), &info.id.get().to_le_bytes()));
-        let new = NewEntry { blob: info.id, uuid, name: info.name.clone(), attributes };
+        let (keeper, reservations) = self.load_reservations(info.id, uuid, &info.name).await?;
+        let (blob, name) = (info.id, info.name.clone());
+        let new = NewEntry { blob, uuid, name, attributes, keeper, reservations };
         self.directory.add_volume(pool.key(), new)
     }
 
@@ -203,6 +205,7 @@ impl PoolOwner {
                     return Err(error.into());
                 }
                 self.forget(entry);
+                self.forget_reservations(entry).await;
                 self.tidy_copy(info.parent).await;
                 Ok(())
             }
@@ -236,6 +239,7 @@ impl PoolOwner {
         let parent = self.store.volume(entry.blob()).and_then(|info| info.parent);
         self.store.delete_volume(entry.blob()).await?;
         self.directory.remove_volume(entry);
+        self.forget_reservations(entry).await;
         self.tidy_copy(parent).await;
         Ok(())
     }

@@ -35,7 +35,7 @@ impl PoolOwner {
         }
         let new = relative(entry, name, !WRITE_BITS);
         let info = self.store.snapshot_volume(entry.blob(), new).await?;
-        self.add(entry.pool(), &info)
+        self.add(entry.pool(), &info).await
     }
 
     /// Makes a writable clone of a snapshot or of another read-only volume; durable on return.
@@ -53,7 +53,7 @@ impl PoolOwner {
         attributes.mode |= 0o200;
         new.xattrs = vec![Xattr { name: ATTRIBUTE.to_vec(), value: attributes.encode() }];
         let info = self.store.clone_volume(entry.blob(), new).await?;
-        self.add(entry.pool(), &info)
+        self.add(entry.pool(), &info).await
     }
 
     /// Makes `to`, which is thin, has nothing in it and is of the same pool, a clone of what
@@ -96,6 +96,7 @@ impl PoolOwner {
             tracing::warn!(snapshot = parent.name, %error, "it stays for now");
         } else if let Some(entry) = self.find_blob(parent.id) {
             self.forget(&entry);
+            self.forget_reservations(&entry).await;
         }
     }
 

@@ -47,7 +47,17 @@ fn served() -> (Server, tempfile::TempDir) {
 fn help_names_every_verb_and_the_exit_codes() {
     let folder = tempfile::tempdir().unwrap();
     let help = succeeds(&["--help"], folder.path());
-    let verbs = ["serve", "check-config", "status", "pool", "volume", "rpc", "completions", "man"];
+    let verbs = [
+        "serve",
+        "check-config",
+        "status",
+        "pool",
+        "volume",
+        "reservation",
+        "rpc",
+        "completions",
+        "man",
+    ];
     for word in verbs.into_iter().chain(["--socket", "--json", "--config", "Exit codes"]) {
         assert!(help.contains(word), "{word} is not in\n{help}");
     }

@@ -103,7 +103,9 @@ fn the_defaults_that_the_example_documents_are_those_of_the_code() {
 #[test]
 fn the_example_documents_every_key() {
     // The refusal of an unknown key lists all that a section has.
-    for section in ["mount", "control", "device", "pool", "volume", "reactor", "log"] {
+    for section in
+        ["mount", "control", "device", "pool", "volume", "reservations", "reactor", "log"]
+    {
         let repeated = ["device", "pool", "volume"].contains(&section);
         let header = if repeated { format!("[[{section}]]") } else { format!("[{section}]") };
         let message = refusal(&format!("{header}\nzzzzzzzz = 1\n"));
@@ -209,7 +211,7 @@ fn unknown_keys_are_refused_with_a_hint() {
         "[mount]",
         "[mout]",
         "c.toml:1: mout: unknown key \"mout\", expected one of \"mount\", \"control\", \
-         \"device\", \"pool\", \"volume\", \"reactor\", \"log\"; did you mean \"mount\"?",
+         \"device\", \"pool\", \"volume\", \"reservations\", \"reactor\", \"log\"; did you mean \"mount\"?",
     );
     check(
         "path = \"mnt\"",

@@ -1,0 +1,156 @@
+//! Reservations of volumes, as an administrator of this machine sees them and as the local mount
+//! takes part in them. SPDK has nothing like it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Of `lvolfs_reservation_register`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterReservation {
+    /// The volume, as `pool/volume` or by its UUID.
+    pub name: String,
+    /// The key of the local mount from now on; 0 or absent ends its registration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<u64>,
+    /// Whether registrations and the reservation outlive a power loss and a restart; as it is if
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persist: Option<bool>,
+}
+
+/// Of `lvolfs_reservation_acquire`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AcquireReservation {
+    /// The volume, as `pool/volume` or by its UUID.
+    pub name: String,
+    /// The type to take.
+    #[serde(rename = "type")]
+    pub kind: ReservationKind,
+}
+
+/// Of `lvolfs_reservation_preempt`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreemptReservation {
+    /// The volume, as `pool/volume` or by its UUID.
+    pub name: String,
+    /// The key of those to remove.
+    pub key: u64,
+    /// The type to take, if they hold the reservation.
+    #[serde(rename = "type")]
+    pub kind: ReservationKind,
+    /// Also wait until their operations have ended.
+    #[serde(default)]
+    pub abort: bool,
+}
+
+/// Of `lvolfs_reservation_reset`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResetReservation {
+    /// The volume, as `pool/volume` or by its UUID.
+    pub name: String,
+    /// Also remove every registration and the reservation, whoever's they are.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// What `lvolfs_reservation_reset` did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReservationReset {
+    /// Why the volume was fenced, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<String>,
+    /// Where the damaged file is now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_aside: Option<PathBuf>,
+    /// How many registrations were removed.
+    pub removed: usize,
+}
+
+/// A type of reservation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReservationKind {
+    /// Only the holder writes
+    WriteExclusive,
+    /// Only the holder reads and writes
+    ExclusiveAccess,
+    /// Only registrants write; one of them is the holder
+    WriteExclusiveRegistrantsOnly,
+    /// Only registrants read and write; one of them is the holder
+    ExclusiveAccessRegistrantsOnly,
+    /// Only registrants write; each of them is a holder
+    WriteExclusiveAllRegistrants,
+    /// Only registrants read and write; each of them is a holder
+    ExclusiveAccessAllRegistrants,
+}
+
+impl ReservationKind {
+    /// All of them, in the order of their numbers, which begin with 1.
+    pub const ALL: [Self; 6] = [
+        Self::WriteExclusive,
+        Self::ExclusiveAccess,
+        Self::WriteExclusiveRegistrantsOnly,
+        Self::ExclusiveAccessRegistrantsOnly,
+        Self::WriteExclusiveAllRegistrants,
+        Self::ExclusiveAccessAllRegistrants,
+    ];
+
+    /// The name, as commands and answers have it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::WriteExclusive => "write-exclusive",
+            Self::ExclusiveAccess => "exclusive-access",
+            Self::WriteExclusiveRegistrantsOnly => "write-exclusive-registrants-only",
+            Self::ExclusiveAccessRegistrantsOnly => "exclusive-access-registrants-only",
+            Self::WriteExclusiveAllRegistrants => "write-exclusive-all-registrants",
+            Self::ExclusiveAccessAllRegistrants => "exclusive-access-all-registrants",
+        }
+    }
+}
+
+/// The reservations of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReservationStatus {
+    /// The volume.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// The type of the reservation that is held.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<ReservationKind>,
+    /// The registrants, in the order in which they registered.
+    pub registrants: Vec<RegistrantStatus>,
+    /// Changes with every command that changes registrations.
+    pub generation: u32,
+    /// Whether all this outlives a power loss and a restart.
+    pub persist: bool,
+    /// Why nobody may read or write, if what was kept could not be believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<String>,
+    /// The host that the mount and these commands act for.
+    pub local_host: Uuid,
+    /// Its name.
+    pub local_nqn: String,
+    /// What it may do: `read-write`, `read` or `none`.
+    pub local_access: String,
+}
+
+/// A registrant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistrantStatus {
+    /// Its host identifier.
+    pub host: Uuid,
+    /// Its key.
+    pub key: u64,
+    /// Whether it holds the reservation.
+    pub holder: bool,
+    /// Whether it is the local mount.
+    pub local: bool,
+}

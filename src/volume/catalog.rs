@@ -167,9 +167,9 @@ impl Catalog {
         self.ask(entry, move |owner, entry| owner.reset_reservations(entry, force)).await
     }
 
-    /// Whether the local mount may change a volume.
-    fn check_local(&self, entry: &Entry) -> Result<(), Error> {
-        entry.gate().check_host(self.directory.hosts().local(), Access::Write)
+    /// Whether the local mount may do this to a volume as a whole.
+    pub(super) fn check_local(&self, entry: &Entry, access: Access) -> Result<(), Error> {
+        entry.gate().check_host(self.directory.hosts().local(), access)
     }
 
     /// What went through this reactor, by volume.
@@ -211,7 +211,7 @@ impl Catalog {
     /// # Errors
     /// As there, and [`Error::ReservationConflict`].
     pub async fn delete(&self, entry: &Arc<Entry>) -> Result<(), Error> {
-        self.check_local(entry)?;
+        self.check_local(entry, Access::Write)?;
         self.ask(entry, |owner, entry| async move { owner.delete(&entry).await }).await
     }
 
@@ -234,7 +234,7 @@ impl Catalog {
         replace: Replace,
     ) -> Result<(), Error> {
         if let Some(replaced) = self.directory.find_volume(entry.pool().key(), name) {
-            self.check_local(&replaced)?;
+            self.check_local(&replaced, Access::Write)?;
         }
         let name = name.to_owned();
         let call = move |owner: Rc<PoolOwner>, entry: Arc<Entry>| async move {
@@ -248,7 +248,7 @@ impl Catalog {
     /// # Errors
     /// As there, and [`Error::ReservationConflict`].
     pub async fn resize(&self, entry: &Arc<Entry>, size: ByteCount) -> Result<(), Error> {
-        self.check_local(entry)?;
+        self.check_local(entry, Access::Write)?;
         self.ask(entry, move |owner, entry| async move { owner.resize(&entry, size).await }).await
     }
 
@@ -257,7 +257,7 @@ impl Catalog {
     /// # Errors
     /// As there, and [`Error::ReservationConflict`].
     pub async fn grow_to(&self, entry: &Arc<Entry>, size: ByteCount) -> Result<(), Error> {
-        self.check_local(entry)?;
+        self.check_local(entry, Access::Write)?;
         self.ask(entry, move |owner, entry| async move { owner.grow_to(&entry, size).await }).await
     }
 

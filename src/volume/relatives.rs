@@ -7,6 +7,7 @@ use super::attributes::ATTRIBUTE;
 use super::catalog::Catalog;
 use super::directory::Entry;
 use super::error::Error;
+use super::gate::Access;
 use super::owner::{PoolOwner, check_name};
 use crate::lvol::format::Xattr;
 use crate::lvol::{self, NewRelative};
@@ -144,6 +145,8 @@ impl Catalog {
     /// # Errors
     /// As there.
     pub async fn snapshot(&self, entry: &Arc<Entry>, name: &str) -> Result<Arc<Entry>, Error> {
+        // Who may not read a volume may not read it by a copy either.
+        self.check_local(entry, Access::Read)?;
         let name = name.to_owned();
         let call = move |owner: Rc<PoolOwner>, entry: Arc<Entry>| async move {
             owner.snapshot(&entry, &name).await
@@ -156,6 +159,7 @@ impl Catalog {
     /// # Errors
     /// As there.
     pub async fn clone_volume(&self, entry: &Arc<Entry>, name: &str) -> Result<Arc<Entry>, Error> {
+        self.check_local(entry, Access::Read)?;
         let name = name.to_owned();
         let call = move |owner: Rc<PoolOwner>, entry: Arc<Entry>| async move {
             owner.clone_volume(&entry, &name).await
@@ -169,6 +173,8 @@ impl Catalog {
     /// As there, and [`Error::OtherPool`].
     pub async fn copy_whole(&self, from: &Arc<Entry>, to: &Arc<Entry>) -> Result<ByteCount, Error> {
         check_pool(from, to)?;
+        self.check_local(from, Access::Read)?;
+        self.check_local(to, Access::Write)?;
         let to = Arc::clone(to);
         let call = move |owner: Rc<PoolOwner>, from: Arc<Entry>| async move {
             owner.copy_whole(&from, &to).await
@@ -197,6 +203,8 @@ impl Catalog {
     /// # Errors
     /// As there.
     pub async fn set_parent(&self, entry: &Arc<Entry>, parent: &Arc<Entry>) -> Result<(), Error> {
+        self.check_local(entry, Access::Write)?;
+        self.check_local(parent, Access::Read)?;
         let parent = Arc::clone(parent);
         let call = move |owner: Rc<PoolOwner>, entry: Arc<Entry>| async move {
             owner.set_parent(&entry, &parent).await

@@ -1,5 +1,6 @@
 //! Reservations against the specification's tables, an obvious model, SPDK's files, and crashes.
 
+mod doors;
 mod files;
 mod model;
 mod preempt;

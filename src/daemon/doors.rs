@@ -7,7 +7,7 @@ use super::files::Files;
 use super::hosts;
 use super::pools::Pools;
 use super::reactors::ReactorThread;
-use super::service::DaemonService;
+use super::service::{DaemonService, Mounted};
 use super::site::Site;
 use crate::config::Config;
 use crate::control::Server;
@@ -53,12 +53,14 @@ impl Doors {
         devices: &Devices,
         pools: &Pools,
     ) -> anyhow::Result<Server> {
-        let (path, transport) = (config.mount.path.clone(), self.files.transport().clone());
-        let notifier = self.files.notifier()?;
         let local = sites[0].run(|site| async move { site.catalog.directory().hosts().local() })?;
-        let host_nqn = hosts::nqn(config, local);
-        let service =
-            DaemonService::new(sites, devices, pools, path, transport, notifier, host_nqn)?;
+        let mount = Mounted {
+            path: config.mount.path.clone(),
+            transport: self.files.transport().clone(),
+            notifier: self.files.notifier()?,
+            host_nqn: hosts::nqn(config, local),
+        };
+        let service = DaemonService::new(sites, devices, pools, mount)?;
         Ok(Server::start(&config.control.socket, Arc::new(service))?)
     }
 

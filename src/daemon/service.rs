@@ -48,13 +48,18 @@ pub(super) struct DaemonService {
     attaching: Mutex<()>,
     /// The device of each pool, by the pool's name.
     pool_devices: BTreeMap<String, String>,
-    mount: PathBuf,
-    transport: TransportInUse,
-    /// Tells the kernel what was changed by other doors than the mount.
-    notifier: Notifier,
-    /// The name of the local mount as a host.
-    host_nqn: String,
+    mount: Mounted,
     started: Instant,
+}
+
+/// The mount.
+pub(super) struct Mounted {
+    pub(super) path: PathBuf,
+    pub(super) transport: TransportInUse,
+    /// Tells the kernel what was changed by other doors.
+    pub(super) notifier: Notifier,
+    /// Its name as a host.
+    pub(super) host_nqn: String,
 }
 
 /// What a pool's owner knows.
@@ -72,10 +77,7 @@ impl DaemonService {
         sites: &[ReactorThread<Site>],
         devices: &Devices,
         pools: &Pools,
-        mount: PathBuf,
-        transport: TransportInUse,
-        notifier: Notifier,
-        host_nqn: String,
+        mount: Mounted,
     ) -> anyhow::Result<Self> {
         let directory = sites[0].run(|site| async move { site.catalog.directory().clone() })?;
         Ok(Self {
@@ -88,9 +90,6 @@ impl DaemonService {
             attaching: Mutex::default(),
             pool_devices: pools.devices(),
             mount,
-            transport,
-            host_nqn,
-            notifier,
             started: super::now(),
         })
     }

@@ -68,7 +68,7 @@ impl LvolMethods for DaemonService {
         let (entry, name) = (self.volume(&parameters.old_name)?, parameters.new_name);
         let (pool, old) = (entry.pool().key(), entry.name());
         self.operate(|catalog| async move { catalog.rename(&entry, &name, Replace::Never).await })?;
-        self.notifier.name(pool, &old);
+        self.mount.notifier.name(pool, &old);
         Ok(true)
     }
 
@@ -76,7 +76,7 @@ impl LvolMethods for DaemonService {
         let (entry, size) = (self.volume(&parameters.name)?, parameters.size()?);
         let key = entry.key();
         self.operate(move |catalog| async move { catalog.resize(&entry, size).await })?;
-        self.notifier.attributes(key);
+        self.mount.notifier.attributes(key);
         Ok(true)
     }
 
@@ -95,7 +95,7 @@ impl LvolMethods for DaemonService {
         let entry = self.volume(&parameters.name)?;
         let (pool, name) = (entry.pool().key(), entry.name());
         self.operate(|catalog| async move { catalog.delete(&entry).await })?;
-        self.notifier.name(pool, &name);
+        self.mount.notifier.name(pool, &name);
         Ok(true)
     }
 

@@ -67,9 +67,9 @@ impl ProcessMethods for DaemonService {
                 })
                 .collect(),
             mounts: vec![MountStatus {
-                path: self.mount.clone(),
-                transport: self.transport.name.to_owned(),
-                transport_note: self.transport.note.clone(),
+                path: self.mount.path.clone(),
+                transport: self.mount.transport.name.to_owned(),
+                transport_note: self.mount.transport.note.clone(),
                 counters: total(sites.iter().map(|site| site.files.clone())),
             }],
             pools: pools

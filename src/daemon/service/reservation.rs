@@ -51,7 +51,7 @@ impl DaemonService {
             persist: state.persistence() == Persistence::ThroughPowerLoss,
             fence: state.fence().map(ToString::to_string),
             local_host: local.uuid(),
-            local_nqn: self.host_nqn.clone(),
+            local_nqn: self.mount.host_nqn.clone(),
             local_access: local_access.to_owned(),
         }
     }

@@ -272,11 +272,11 @@ fn preempt_and_abort_waits_for_what_is_in_flight() {
     let medium = Memory::new(MemoryGeometry::new(BlockSize::B4096, blocks));
     let emulated = EmulatedController::new(Settings::default(), medium).unwrap();
     let _steps = reactor.register(Rc::new(Stepped(Arc::clone(&emulated))));
-    let wanted = Wanted { namespace: NamespaceId(1), channels: 1 };
+    let wanted = Wanted { namespace: Some(NamespaceId(1)), channels: 1 };
     let transport = Arc::clone(&emulated);
     let opened = NvmeController::open(&reactor, &arena, transport, &wanted);
-    let (controller, device) = reactor.block_on(opened).unwrap();
-    let channel = AnyChannel::Nvme(device.channel(&reactor, &arena).unwrap());
+    let (controller, devices) = reactor.block_on(opened).unwrap();
+    let channel = AnyChannel::Nvme(devices[0].channel(&reactor, &arena).unwrap());
     reactor.block_on(async {
         let rig = Rig::format_in(&reactor, arena.clone(), channel, Keeping::Nowhere).await;
         assert!(rig.can_write('A').await, "the cluster is allocated");

@@ -27,6 +27,6 @@ pub use inbox::{InboxFull, Mail, ReactorHandle};
 pub use memory::Share;
 pub use policy::Wait;
 pub use remote::{Gone, Remote};
-pub use ring::{AtKernel, ENTRIES_LIMIT, HEADER, QueueEntry, Readiness, Ring};
+pub use ring::{AtKernel, ENTRIES_LIMIT, Gather, HEADER, QueueEntry, Readiness, Ring};
 pub use timers::Sleep;
 pub use turn::{Poller, Reactor, ReactorOptions, ReactorStatistics, Registration};

@@ -29,7 +29,7 @@ mod reservations;
 
 pub use attributes::Attributes;
 pub use catalog::Catalog;
-pub use directory::{Directory, Entry, Key, Opening, Pool};
+pub use directory::{Directory, Entry, Hold, Key, Opening, Pool};
 pub use error::Error;
 pub use gate::{Access, Gate};
 pub use handle::{Slice, Volume, VolumeCounters};

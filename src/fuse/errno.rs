@@ -57,6 +57,7 @@ impl From<volume::Error> for Errno {
             volume::Error::Reservation { .. } => Self::EIO,
             volume::Error::ReservedName => Self::EPERM,
             volume::Error::OtherPool => Self::EXDEV,
+            volume::Error::Held { .. } => Self::EBUSY,
             volume::Error::NoMemory { .. } => Self::ENOMEM,
             volume::Error::NotAttached => Self::EIO,
             volume::Error::Store(error) => error.into(),

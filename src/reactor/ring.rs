@@ -10,6 +10,7 @@
 #![expect(unsafe_code, reason = "entries are pushed with pointers that the table keeps alive")]
 
 mod queue_entry;
+mod socket;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -31,9 +32,11 @@ use crate::hw::dma::{DeviceBuffer, DmaBuffer};
 use crate::hw::event::EventFd;
 use crate::hw::file::Fallocate;
 pub use queue_entry::{AtKernel, ENTRIES_LIMIT, HEADER, QueueEntry};
+pub use socket::Gather;
 
-/// Most operations that one reactor has in the kernel at a time.
-pub(super) const IN_FLIGHT_LIMIT: usize = 1024;
+/// Most operations that one reactor has in the kernel at a time. Each connection of the target
+/// takes one to receive and one to send.
+pub(super) const IN_FLIGHT_LIMIT: usize = 4096;
 const SUBMISSION_ENTRIES: u32 = 256;
 /// Set in the user data of polls that only end a sleep; the rest is the descriptor's number.
 const WAKE: u64 = 1 << 63;
@@ -51,6 +54,19 @@ pub enum Readiness {
 enum Holding {
     Nothing,
     Buffer(DeviceBuffer),
+    Bytes(Vec<u8>),
+    Message(Box<socket::Message>),
+}
+
+impl Holding {
+    /// Lets go of it, once the kernel has answered.
+    fn release(self) {
+        match self {
+            Self::Nothing | Self::Bytes(_) => {}
+            Self::Buffer(device) => drop(device.reclaim()),
+            Self::Message(message) => drop(message.reclaim()),
+        }
+    }
 }
 
 /// Keeps a descriptor open while an operation uses it.
@@ -164,7 +180,7 @@ impl Ring {
         match holding {
             // The kernel answered: it no longer touches the buffer.
             Holding::Buffer(device) => (count(result), device.reclaim()),
-            Holding::Nothing => unreachable!("a transfer holds its buffer until it is answered"),
+            _ => unreachable!("a transfer holds its buffer until it is answered"),
         }
     }
 
@@ -385,9 +401,7 @@ impl Ring {
             State::Orphaned | State::Done(_) => {
                 let operation = table.remove(key);
                 drop(table);
-                if let Holding::Buffer(device) = operation.holding {
-                    drop(device.reclaim());
-                }
+                operation.holding.release();
                 self.next_waiting()
             }
         }
@@ -480,9 +494,7 @@ impl Drop for Running {
         if let State::Done(_) = operation.state {
             let operation = table.remove(key);
             drop(table);
-            if let Holding::Buffer(device) = operation.holding {
-                drop(device.reclaim());
-            }
+            operation.holding.release();
             if let Some(next) = self.ring.next_waiting() {
                 next.wake();
             }

@@ -124,6 +124,8 @@ struct State {
     name: String,
     attributes: Attributes,
     openings: usize,
+    /// Who keeps it from being deleted.
+    held_by: Option<String>,
     life: Life,
 }
 
@@ -148,6 +150,21 @@ pub(super) enum Deletion {
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Opening(());
+
+/// Keeps a volume from being deleted, open or not, as long as it lives.
+pub struct Hold(Arc<Entry>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.state().held_by = None;
+    }
+}
+
+impl std::fmt::Debug for Hold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Hold({})", self.0.uuid)
+    }
+}
 
 impl Entry {
     /// Its key.
@@ -242,6 +259,29 @@ impl Entry {
         Ok(Opening(()))
     }
 
+    /// Keeps it from being deleted; `by` is told to whoever tries.
+    ///
+    /// # Errors
+    /// [`Error::Held`] if somebody else does, [`Error::Deleted`] if it has no name any more.
+    pub fn hold(self: &Arc<Self>, by: &str) -> Result<Hold, Error> {
+        let mut state = self.state();
+        if state.life != Life::Named {
+            return Err(Error::Deleted);
+        }
+        if let Some(by) = &state.held_by {
+            return Err(Error::Held { by: by.clone() });
+        }
+        state.held_by = Some(by.to_owned());
+        drop(state);
+        Ok(Hold(Arc::clone(self)))
+    }
+
+    /// Who keeps it from being deleted.
+    #[must_use]
+    pub fn held_by(&self) -> Option<String> {
+        self.state().held_by.clone()
+    }
+
     /// How often it is open.
     #[must_use]
     pub fn openings(&self) -> usize {
@@ -266,6 +306,9 @@ impl Entry {
     /// Begins its deletion; afterwards it can no longer be opened by name.
     pub(super) fn prepare_deletion(&self) -> Result<Deletion, Error> {
         let mut state = self.state();
+        if let Some(by) = &state.held_by {
+            return Err(Error::Held { by: by.clone() });
+        }
         match state.life {
             Life::Unlinked | Life::Deleting => Err(Error::NotFound),
             Life::Named if state.openings > 0 => Ok(Deletion::WhenClosed),
@@ -319,7 +362,11 @@ pub struct Directory {
     tree: Arc<RwLock<Tree>>,
     events: EventLog,
     hosts: Arc<Hosts>,
+    watchers: Arc<RwLock<Vec<Watcher>>>,
 }
+
+/// Told of volumes whose size has changed.
+type Watcher = Arc<dyn Fn(Key) + Send + Sync>;
 
 #[derive(Default)]
 struct Tree {
@@ -345,7 +392,12 @@ impl Directory {
     /// An empty one.
     #[must_use]
     pub fn new(hosts: Hosts) -> Self {
-        Self { tree: Arc::default(), events: EventLog::default(), hosts: Arc::new(hosts) }
+        Self {
+            tree: Arc::default(),
+            events: EventLog::default(),
+            hosts: Arc::new(hosts),
+            watchers: Arc::default(),
+        }
     }
 
     /// Who uses volumes.
@@ -404,6 +456,20 @@ impl Directory {
         self.volumes_after(pool, None, usize::MAX)
     }
 
+    /// Has `watcher` told of every volume whose size has changed from now on, on the reactor that
+    /// owns the pool: it must not block.
+    pub fn watch_sizes(&self, watcher: impl Fn(Key) + Send + Sync + 'static) {
+        self.watchers.write().unwrap_or_else(PoisonError::into_inner).push(Arc::new(watcher));
+    }
+
+    /// A volume's size has changed.
+    pub(super) fn resized(&self, entry: &Entry) {
+        let watchers = self.watchers.read().unwrap_or_else(PoisonError::into_inner).clone();
+        for watcher in watchers {
+            watcher(entry.key);
+        }
+    }
+
     pub(super) fn add_pool(
         &self,
         name: &str,
@@ -441,6 +507,7 @@ impl Directory {
             name: new.name.clone(),
             attributes: new.attributes,
             openings: 0,
+            held_by: None,
             life: Life::Named,
         };
         let entry = Arc::new(Entry {

@@ -38,6 +38,12 @@ pub enum Error {
     /// The two volumes are in different pools.
     #[error("the volumes are in different pools")]
     OtherPool,
+    /// Somebody keeps the volume from being deleted.
+    #[error("the volume is in use by {by}")]
+    Held {
+        /// Who.
+        by: String,
+    },
     /// No DMA memory is left for the operation.
     #[error("no DMA memory left for {bytes} bytes")]
     NoMemory {

@@ -1,5 +1,7 @@
 //! I/O on one volume from one reactor, at any byte.
 
+mod compare;
+
 use std::cell::Cell;
 use std::future::Future;
 use std::ops::Range;
@@ -177,6 +179,12 @@ impl Volume {
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         self.io.map().is_read_only()
+    }
+
+    /// Whether its clusters get storage only when they are written.
+    #[must_use]
+    pub fn is_thin(&self) -> bool {
+        self.io.map().is_thin()
     }
 
     /// What went through here.

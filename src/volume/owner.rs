@@ -185,8 +185,8 @@ impl PoolOwner {
     /// Deletes a volume, or takes its name away if it is open. Durable on return.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it has no name any more; [`Error::Store`], among others if it has
-    /// several clones, or is read-only and open.
+    /// [`Error::NotFound`] if it has no name any more, [`Error::Held`]; [`Error::Store`], among
+    /// others if it has several clones, or is read-only and open.
     pub async fn delete(&self, entry: &Entry) -> Result<(), Error> {
         let _names = self.names.lock().await;
         self.delete_named(entry).await
@@ -278,6 +278,7 @@ impl PoolOwner {
         self.store.resize_volume(entry.blob(), size).await?;
         let (pool, name) = (entry.pool().name(), entry.name());
         self.directory.events().add(EventKind::VolumeResized, pool, Some(&name), None);
+        self.directory.resized(entry);
         Ok(())
     }
 

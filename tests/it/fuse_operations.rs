@@ -160,7 +160,12 @@ impl Served {
         Ok(FileHandle(out::<abi::OpenOut>(&body).fh))
     }
 
-    async fn write(&self, node: NodeId, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    pub(crate) async fn write(
+        &self,
+        node: NodeId,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize, Errno> {
         self.write_by(FileHandle(0), node, offset, data).await
     }
 

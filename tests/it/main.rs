@@ -18,6 +18,7 @@ mod golden;
 mod lvol_format;
 mod lvolstore;
 mod nvme;
+mod nvmf;
 mod reservations;
 mod service;
 mod tidy;

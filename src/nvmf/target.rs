@@ -1,0 +1,223 @@
+//! The target: what all reactors share. Controllers by identifier, listeners, and the services
+//! that connections are handed to.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_channel::oneshot;
+
+use super::controller::{Controller, Host, Kind};
+use super::limits::CONTROLLERS;
+use super::log::error_entry;
+use super::model::{Change, Model};
+use super::queue::Queue;
+use super::service::Service;
+use crate::reactor::Remote;
+use crate::spec::command::SubmissionEntry;
+use crate::spec::log::{AsyncEvent, AsyncEventType, LogPage};
+use crate::spec::status::Status;
+
+/// The two ends of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Our end: the listener's address.
+    pub local: SocketAddr,
+    /// The host's end.
+    pub remote: SocketAddr,
+}
+
+/// The target of one process.
+pub struct Target {
+    model: Arc<Model>,
+    shared: Mutex<Shared>,
+    next_service: AtomicUsize,
+    /// Problems that peers made since the last one that was logged.
+    logged: AtomicU64,
+    born: std::time::Instant,
+}
+
+#[derive(Default)]
+struct Shared {
+    controllers: HashMap<u16, Arc<Controller>>,
+    last_controller: u16,
+    services: Vec<Remote<Service>>,
+    listeners: HashMap<SocketAddr, oneshot::Sender<()>>,
+}
+
+/// At most one problem that a peer makes is logged in this time.
+const LOG_INTERVAL_MS: u64 = 1000;
+
+impl Target {
+    /// A target for what `model` exports, with no listener yet.
+    #[must_use]
+    pub fn new(model: Arc<Model>) -> Arc<Self> {
+        Arc::new(Self {
+            model,
+            shared: Mutex::default(),
+            next_service: AtomicUsize::new(0),
+            logged: AtomicU64::new(0),
+            born: std::time::Instant::now(),
+        })
+    }
+
+    /// What is exported.
+    #[must_use]
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        // No statement under the lock can panic half-way.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a reactor take connections.
+    pub fn add_service(&self, service: Remote<Service>) {
+        self.lock().services.push(service);
+    }
+
+    /// Listens on `address`; returns the address with its port.
+    ///
+    /// # Errors
+    /// The system's; `NotConnected` if no reactor takes connections.
+    pub fn listen(self: &Arc<Self>, address: SocketAddr) -> io::Result<SocketAddr> {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let (stop, stopped) = oneshot::channel();
+        let Some(service) = self.lock().services.first().cloned() else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        self.lock().listeners.insert(address, stop);
+        let started = service.post(move |service| service.accept(listener, stopped));
+        if !started {
+            self.lock().listeners.remove(&address);
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        Ok(address)
+    }
+
+    /// Takes no more connections on `address`. Those that exist stay.
+    pub fn stop_listening(&self, address: SocketAddr) -> bool {
+        self.lock().listeners.remove(&address).is_some()
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<SocketAddr> {
+        self.lock().listeners.keys().copied().collect()
+    }
+
+    /// Takes no more connections at all.
+    pub fn close_listeners(&self) {
+        self.lock().listeners.clear();
+    }
+
+    /// Hands a connection to the next reactor.
+    pub(super) fn hand_over(&self, stream: TcpStream, peer: Peer) {
+        let service = {
+            let shared = self.lock();
+            let next = self.next_service.fetch_add(1, Ordering::Relaxed);
+            shared.services.get(next % shared.services.len().max(1)).cloned()
+        };
+        let taken =
+            service.is_some_and(|service| service.post(move |service| service.adopt(stream, peer)));
+        if !taken && self.may_log() {
+            tracing::warn!(peer = %peer.remote, "no reactor could take the connection: refused");
+        }
+    }
+
+    /// The controllers that there are.
+    #[must_use]
+    pub fn controllers(&self) -> Vec<Arc<Controller>> {
+        self.lock().controllers.values().cloned().collect()
+    }
+
+    /// The controller with an identifier.
+    #[must_use]
+    pub fn controller(&self, id: u16) -> Option<Arc<Controller>> {
+        self.lock().controllers.get(&id).cloned()
+    }
+
+    /// Makes a controller; `None` if there are too many.
+    pub(super) fn make_controller(
+        &self,
+        kind: Kind,
+        subsystem: &str,
+        ids: RangeInclusive<u16>,
+        host: Host,
+        local: SocketAddr,
+        keep_alive: u32,
+    ) -> Option<Arc<Controller>> {
+        let mut shared = self.lock();
+        if shared.controllers.len() >= CONTROLLERS {
+            return None;
+        }
+        // Round robin, so that an identifier is not used again soon.
+        let after = shared.last_controller.saturating_add(1).max(*ids.start());
+        let free = |id: &u16| !shared.controllers.contains_key(id);
+        let id = (after..=*ids.end()).find(free).or_else(|| ids.clone().find(free))?;
+        shared.last_controller = id;
+        let controller = Controller::new(id, kind, subsystem, host, local, keep_alive);
+        shared.controllers.insert(id, Arc::clone(&controller));
+        Some(controller)
+    }
+
+    pub(super) fn forget_controller(&self, controller: &Controller) {
+        self.lock().controllers.remove(&controller.id());
+    }
+
+    /// Whether one more problem of a peer may be logged now.
+    pub(super) fn may_log(&self) -> bool {
+        let now =
+            u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX) + LOG_INTERVAL_MS;
+        let last = self.logged.load(Ordering::Relaxed);
+        now - last.min(now) >= LOG_INTERVAL_MS
+            && self.logged.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Remembers a command that failed in its controller's error log.
+    pub(super) fn note_error(&self, queue: &Queue, entry: &SubmissionEntry, status: Status) {
+        if let Some((controller, id)) = queue.association() {
+            controller.note_error(error_entry(id, entry, status));
+        }
+    }
+
+    /// What is exported has changed: hosts are told, or sent away. To be subscribed to the model.
+    pub fn changed(&self, change: &Change) {
+        for controller in self.controllers() {
+            let concerned = |nqn: &str| controller.subsystem() == nqn;
+            match change {
+                Change::Namespace { subsystem, namespace } if concerned(subsystem) => {
+                    controller.note_namespace(namespace.get());
+                }
+                Change::Ana { subsystem } if concerned(subsystem) => controller.raise(AsyncEvent {
+                    event_type: AsyncEventType::NOTICE,
+                    information: super::event::ANA_CHANGED,
+                    log_page: LogPage::ANA,
+                }),
+                Change::Hosts { subsystem } if concerned(subsystem) => {
+                    let known = self.model.subsystem(subsystem);
+                    let (host, local) = (&controller.host().nqn, controller.local());
+                    let admitted =
+                        known.is_some_and(|subsystem| subsystem.admit(host, local).is_ok());
+                    if !admitted {
+                        controller.end();
+                    }
+                }
+                Change::Discovery if controller.kind() == Kind::Discovery => {
+                    controller.raise(AsyncEvent {
+                        event_type: AsyncEventType::NOTICE,
+                        information: super::event::DISCOVERY_CHANGED,
+                        log_page: LogPage::DISCOVERY,
+                    });
+                }
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! A target with two volumes, and hosts for it.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use lvolfs::block::AnyDevice;
+use lvolfs::nvmf::model::{Listener, Model, NewNamespace, NewSubsystem};
+use lvolfs::nvmf::pdu::Digests;
+use lvolfs::nvmf::service::Service;
+use lvolfs::nvmf::target::{Peer, Target};
+use lvolfs::reactor::{Reactor, ReactorOptions};
+use lvolfs::units::{BlockSize, ByteCount};
+use lvolfs::volume::{Catalog, Entry, NewVolume};
+
+use super::host::{Host, Identity};
+use super::pipe::{self, Pipe};
+use crate::fuse_operations::{Served, memory_device};
+
+pub(super) const SUBSYSTEM: &str = "nqn.2026-11.io.lvolfs:test";
+pub(super) const HOST: &str = "nqn.2026-11.io.lvolfs:host";
+pub(super) const STRANGER: &str = "nqn.2026-11.io.lvolfs:stranger";
+/// Blocks of a volume.
+pub(super) const BLOCKS: u64 = 1024;
+pub(super) const BLOCK: usize = 4096;
+
+pub(super) fn local() -> SocketAddr {
+    "127.0.0.1:4420".parse().unwrap()
+}
+
+pub(super) struct Rig {
+    pub(super) served: Served,
+    pub(super) catalog: Rc<Catalog>,
+    pub(super) model: Arc<Model>,
+    pub(super) target: Arc<Target>,
+    pub(super) service: Rc<Service>,
+    pub(super) volumes: Vec<Arc<Entry>>,
+}
+
+/// Runs a test on a target over a memory device.
+pub(super) fn with_rig<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
+    with_device(memory_device(64 << 20, BlockSize::B4096), async |rig| {
+        test(Rc::clone(&rig)).await;
+        // Whatever happened, the target still serves.
+        let mut host = rig.connect().await;
+        host.io.plain(lvolfs::spec::command::SubmissionEntry::flush(ONE)).await.ok();
+        drop(host);
+        rig.service.drain().await;
+        assert_eq!(rig.service.connections(), 0);
+        assert!(rig.target.controllers().is_empty(), "a controller without a connection");
+    });
+}
+
+pub(super) const ONE: lvolfs::units::NamespaceId = lvolfs::units::NamespaceId(1);
+pub(super) const TWO: lvolfs::units::NamespaceId = lvolfs::units::NamespaceId(2);
+
+pub(super) fn with_device(device: AnyDevice, test: impl AsyncFnOnce(Rc<Rig>)) {
+    let reactor = Reactor::new(ReactorOptions::deterministic()).unwrap();
+    reactor.block_on(async {
+        let rig = Rc::new(Rig::new(&reactor, device).await);
+        test(rig).await;
+    });
+}
+
+impl Rig {
+    pub(super) async fn new(reactor: &Rc<Reactor>, device: AnyDevice) -> Self {
+        let served = Served::format(reactor, device).await;
+        let catalog = Rc::new(Catalog::new(reactor, &served.arena, &served.directory));
+        let channel = served.device.channel(reactor, &served.arena).unwrap();
+        catalog.attach(&served.pool, served.store(), channel).await.unwrap();
+        let model = Arc::new(Model::new(1, None));
+        let subsystem = NewSubsystem { ana_reporting: true, ..NewSubsystem::named(SUBSYSTEM) };
+        model.create_subsystem(subsystem).unwrap();
+        model.add_host(SUBSYSTEM, HOST).unwrap();
+        let listener =
+            Listener { address: local(), state: Default::default(), groups: Default::default() };
+        model.add_listener(SUBSYSTEM, listener).unwrap();
+        let mut volumes = Vec::new();
+        for name in ["one", "two"] {
+            let new = NewVolume {
+                name: name.to_owned(),
+                size: ByteCount(BLOCKS * BLOCK as u64),
+                thin: true,
+                uuid: None,
+                attributes: None,
+            };
+            let entry = catalog.create(&served.pool, new).await.unwrap();
+            let new = NewNamespace::of("p", entry.uuid(), Some(entry.key()));
+            model.add_namespace(SUBSYSTEM, new).unwrap();
+            volumes.push(entry);
+        }
+        let target = Target::new(Arc::clone(&model));
+        let told = Arc::clone(&target);
+        model.subscribe(move |change| told.changed(change));
+        let service = Service::new(&catalog, &target);
+        target.add_service(reactor.keep(Rc::clone(&service)));
+        Self { served, catalog, model, target, service, volumes }
+    }
+
+    pub(super) fn identity(&self) -> Identity {
+        Identity::new(SUBSYSTEM, HOST)
+    }
+
+    /// The host's end of a new connection.
+    pub(super) fn stream(&self) -> Pipe {
+        let (ours, theirs) = pipe::pair();
+        let peer = Peer { local: local(), remote: "127.0.0.1:5000".parse().unwrap() };
+        self.service.serve(theirs, peer);
+        ours
+    }
+
+    pub(super) async fn initialized(&self) -> Host<Pipe> {
+        Host::initialize(self.stream(), Digests::default(), 0).await
+    }
+
+    /// A controller with one I/O queue.
+    pub(super) async fn connect(&self) -> Connected {
+        self.connect_with(Digests::default(), 0, true).await
+    }
+
+    pub(super) async fn connect_with(
+        &self,
+        digests: Digests,
+        alignment: u8,
+        flow_control: bool,
+    ) -> Connected {
+        let mut admin = Host::initialize(self.stream(), digests, alignment).await;
+        let id = admin.connect_admin(&self.identity(), 15_000).await;
+        let io = self.io_queue(id, 1, digests, alignment, flow_control).await;
+        Connected { id, admin, io }
+    }
+
+    pub(super) async fn io_queue(
+        &self,
+        controller: u16,
+        queue: u16,
+        digests: Digests,
+        alignment: u8,
+        flow_control: bool,
+    ) -> Host<Pipe> {
+        let mut io = Host::initialize(self.stream(), digests, alignment).await;
+        let identity = self.identity();
+        io.connect_io(&identity, controller, queue, 128, flow_control).await.ok();
+        io
+    }
+}
+
+/// A controller, seen from its host.
+pub(super) struct Connected {
+    pub(super) id: u16,
+    pub(super) admin: Host<Pipe>,
+    pub(super) io: Host<Pipe>,
+}

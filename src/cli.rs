@@ -15,6 +15,7 @@ mod reservation;
 mod scrub;
 mod space;
 mod table;
+mod target;
 
 use std::io::{self, Write as _};
 
@@ -124,6 +125,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         Verb::Dump(dump) => dump.run(json)?,
         Verb::Status { counters } => ask::connect(socket, config)?.status(json, counters)?,
         Verb::Pool(verb) => ask::connect(socket, config)?.pool(verb, json)?,
+        Verb::Target(verb) => ask::connect(socket, config)?.target(verb, json)?,
         Verb::Volume(verb) => ask::connect(socket, config)?.volume(verb, json)?,
         Verb::Device(verb) => ask::connect(socket, config)?.device(verb, json)?,
         Verb::Events(watch) => {

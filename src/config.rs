@@ -17,6 +17,7 @@ mod name;
 mod pci;
 mod raw;
 mod shape;
+mod target;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use std::time::Duration;
 pub use self::error::{ConfigError, Problem};
 pub use self::name::{NAME_BYTES_LIMIT, NameError, VolumeName, check_name};
 pub use self::pci::PciAddress;
+pub use self::target::{Namespace, Subsystem, Target};
 pub use crate::reactor::Wait;
 use crate::spec::reservation::HostId;
 use crate::units::{BlockSize, ByteCount, NamespaceId};
@@ -52,6 +54,8 @@ pub const DEFAULT_LOW_WATER: u32 = 10;
 pub const DEFAULT_COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 /// DMA memory unless the file says otherwise.
 pub const DEFAULT_DMA_MEMORY: ByteCount = ByteCount(32 << 20);
+/// Where the target keeps what is changed while it runs, unless the file says otherwise.
+pub const DEFAULT_STATE_DIR: &str = "var/target";
 /// Permission bits of the volumes' files unless the file says otherwise.
 pub const DEFAULT_FILE_MODE: u32 = 0o600;
 
@@ -70,6 +74,8 @@ pub struct Config {
     pub volumes: Vec<Volume>,
     /// Reservations, and the mount as a host.
     pub reservations: Reservations,
+    /// What is exported to other machines; `None` if nothing is, and there is no target.
+    pub target: Option<Target>,
     /// Threads and memory.
     pub reactor: Reactor,
     /// What is logged, and how.

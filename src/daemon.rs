@@ -16,6 +16,7 @@ mod reactors;
 mod service;
 mod signals;
 mod site;
+mod target;
 
 use anyhow::Context;
 

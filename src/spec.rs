@@ -14,6 +14,7 @@ pub mod completion;
 pub mod fabrics;
 pub mod identify;
 pub mod log;
+pub mod name;
 pub mod register;
 pub mod reservation;
 pub mod status;

@@ -11,6 +11,7 @@ use super::relatives::RelativeVerb;
 use super::reservation::ReservationVerb;
 use super::scrub::ScrubPool;
 use super::space::{VolumeSpace, WatchArguments};
+use super::target::TargetVerb;
 use crate::config::{VolumeName, check_name};
 use crate::units::ByteCount;
 
@@ -80,6 +81,9 @@ pub enum Verb {
     /// Look at and change who may read and write a volume
     #[command(subcommand)]
     Reservation(ReservationVerb),
+    /// Export volumes to other machines, and say who may use them
+    #[command(subcommand)]
+    Target(TargetVerb),
     /// Call any method of a running daemon and print its result as JSON
     ///
     /// `lvolfs rpc rpc_get_methods` lists the methods; their names and shapes are those of SPDK.

@@ -42,6 +42,7 @@ pub(super) fn check(raw: RawConfig, text: &str) -> Result<Config, Vec<Problem>> 
     let pools = checker.pools(raw.pool, &devices);
     let volumes = checker.volumes(raw.volume, &pools, &devices);
     let reservations = checker.reservations(raw.reservations);
+    let target = raw.target.map(|raw| checker.target(raw.into_inner(), &pools));
     let reactor = checker.reactor(raw.reactor);
     let log = Log { level: raw.log.level, format: raw.log.format };
     let mut problems = checker.problems;
@@ -55,6 +56,7 @@ pub(super) fn check(raw: RawConfig, text: &str) -> Result<Config, Vec<Problem>> 
             pools: pools.checked,
             volumes,
             reservations,
+            target,
             reactor,
             log,
         }),
@@ -66,19 +68,19 @@ pub(super) fn check(raw: RawConfig, text: &str) -> Result<Config, Vec<Problem>> 
 }
 
 /// The sections of one kind: those that are fine, and the names of all.
-struct Named<T> {
-    checked: Vec<T>,
+pub(super) struct Named<T> {
+    pub(super) checked: Vec<T>,
     /// Name to line, also of sections that have a problem, so that each is reported only once.
-    lines: HashMap<String, usize>,
+    pub(super) lines: HashMap<String, usize>,
 }
 
-struct Checker<'a> {
+pub(super) struct Checker<'a> {
     text: &'a str,
     problems: Vec<Problem>,
 }
 
 impl Checker<'_> {
-    fn refuse(&mut self, span: Range<usize>, key: &str, rule: impl Into<String>) {
+    pub(super) fn refuse(&mut self, span: Range<usize>, key: &str, rule: impl Into<String>) {
         self.problems.push(Problem::at(self.text, span, key, rule.into()));
     }
 
@@ -87,7 +89,7 @@ impl Checker<'_> {
     }
 
     /// The key's value, or a problem that names the missing key.
-    fn require<T>(
+    pub(super) fn require<T>(
         &mut self,
         key: Key<T>,
         section: &Range<usize>,
@@ -95,13 +97,13 @@ impl Checker<'_> {
         what: &str,
     ) -> Option<Spanned<T>> {
         if key.is_none() {
-            let (table, key) = name.split_once('.').unwrap_or(("", name));
+            let (table, key) = name.rsplit_once('.').unwrap_or(("", name));
             self.refuse_section(section, table, format!("the key \"{key}\" is missing: {what}"));
         }
         key
     }
 
-    fn path(&mut self, key: Spanned<String>, name: &str) -> Option<PathBuf> {
+    pub(super) fn path(&mut self, key: Spanned<String>, name: &str) -> Option<PathBuf> {
         let rule = match key.get_ref().as_str() {
             "" => "a path must not be empty",
             path if path.contains('\0') => "a path must not contain NUL",
@@ -125,7 +127,7 @@ impl Checker<'_> {
         self.unique(key, name, lines)
     }
 
-    fn unique(
+    pub(super) fn unique(
         &mut self,
         key: &Spanned<String>,
         name: &str,
@@ -591,7 +593,7 @@ fn place<T>(key: &Key<T>) -> Option<Range<usize>> {
 }
 
 /// What to say of a reference that leads nowhere.
-fn no_such(kind: &str, lines: &HashMap<String, usize>) -> String {
+pub(super) fn no_such(kind: &str, lines: &HashMap<String, usize>) -> String {
     let mut names: Vec<String> = lines.keys().map(|name| format!("{name:?}")).collect();
     names.sort();
     match names.as_slice() {

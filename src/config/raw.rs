@@ -21,6 +21,7 @@ pub(super) struct RawConfig {
     pub(super) device: Vec<Spanned<RawDevice>>,
     pub(super) pool: Vec<Spanned<RawPool>>,
     pub(super) volume: Vec<Spanned<RawVolume>>,
+    pub(super) target: Option<Spanned<RawTarget>>,
     pub(super) reservations: RawReservations,
     pub(super) reactor: RawReactor,
     pub(super) log: RawLog,
@@ -107,6 +108,39 @@ pub(super) struct RawReservations {
 pub(super) enum RawPtpl {
     File,
     Volume,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawTarget {
+    pub(super) listen: Vec<Spanned<String>>,
+    pub(super) discovery: Vec<Spanned<String>>,
+    pub(super) referrals: Vec<Spanned<String>>,
+    pub(super) state_dir: Key<String>,
+    pub(super) subsystem: Vec<Spanned<RawSubsystem>>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawSubsystem {
+    pub(super) nqn: Key<String>,
+    pub(super) namespaces: Vec<Spanned<RawNamespace>>,
+    pub(super) hosts: Vec<Spanned<String>>,
+    pub(super) allow_any_host: bool,
+    pub(super) listen: Option<Vec<Spanned<String>>>,
+    pub(super) serial: Key<String>,
+    pub(super) model: Key<String>,
+    pub(super) max_namespaces: Key<u32>,
+    pub(super) ana: bool,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawNamespace {
+    pub(super) volume: Key<String>,
+    pub(super) nsid: Key<u32>,
+    pub(super) ana_group: Key<u32>,
+    pub(super) hosts: Option<Vec<Spanned<String>>>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

@@ -6,7 +6,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::Problem;
 
-const ONCE: &[&str] = &["mount", "control", "reservations", "reactor", "log"];
+const ONCE: &[&str] = &["mount", "control", "target", "reservations", "reactor", "log"];
 const REPEATED: &[&str] = &["device", "pool", "volume"];
 
 /// Refuses what is not TOML, and a section in the wrong kind of brackets.

@@ -11,12 +11,16 @@ use super::error::RpcError;
 use super::events::EventSource;
 use super::status::Status;
 use super::types::{
-    AcquireReservation, AttachController, Bdev, CloneLvol, ControllerError, ControllerHealth,
-    CreateLvol, GetBdevs, GetControllers, GetIostat, GetLvols, GetMethods, GetNotifications,
-    Iostat, KillInstance, Lvol, Lvstore, NamedControllers, NoParameters, Notification,
-    PreemptReservation, RegisterReservation, RenameLvol, ReservationReset, ReservationStatus,
-    ResetReservation, ResizeLvol, ScrubStatus, SelectController, SelectLvol, SelectLvstore,
-    SetParent, SetSpace, SnapshotLvol, StartScrub, Version, VersionFields, WatchEvents, Watching,
+    AcquireReservation, AddListener, AddNs, AllowAnyHost, AttachController, Bdev, CloneLvol,
+    ControllerError, ControllerHealth, CreateLvol, CreateSubsystem, CreateTransport, GetBdevs,
+    GetControllers, GetIostat, GetLvols, GetMethods, GetNotifications, GetSubsystems,
+    GetTransports, Iostat, KillInstance, Lvol, Lvstore, NamedControllers, NoParameters,
+    Notification, NsHost, NvmfController, NvmfListener, NvmfQpair, NvmfReferral, NvmfStats,
+    NvmfSubsystem, PreemptReservation, ReferralEntry, RegisterReservation, RenameLvol,
+    ReservationReset, ReservationStatus, ResetReservation, ResizeLvol, ScrubStatus,
+    SelectController, SelectListener, SelectLvol, SelectLvstore, SelectNs, SelectSubsystem,
+    SelectTarget, SetAnaState, SetNsAnaGroup, SetParent, SetSpace, SnapshotLvol, StartScrub,
+    SubsystemHost, Transport, Version, VersionFields, WatchEvents, Watching,
 };
 
 macro_rules! methods {
@@ -145,6 +149,56 @@ methods! {
         notify_get_notifications(GetNotifications) -> Vec<Notification>;
         /// Begins a stream of events on this connection; the number of its first.
         lvolfs_watch_events(WatchEvents) -> Watching;
+    }
+
+    /// The NVMe-oF target.
+    nvmf: NvmfMethods {
+        /// True: TCP is there, and needs no making.
+        nvmf_create_transport(CreateTransport) -> bool;
+        /// Transports.
+        nvmf_get_transports(GetTransports) -> Vec<Transport>;
+        /// Creates a subsystem to which no host may connect yet; true.
+        nvmf_create_subsystem(CreateSubsystem) -> bool;
+        /// Deletes a subsystem; its hosts are disconnected; true.
+        nvmf_delete_subsystem(SelectSubsystem) -> bool;
+        /// Subsystems, the discovery subsystem first.
+        nvmf_get_subsystems(GetSubsystems) -> Vec<NvmfSubsystem>;
+        /// Makes a subsystem reachable at an address; true.
+        nvmf_subsystem_add_listener(AddListener) -> bool;
+        /// Makes it unreachable there; hosts that came that way are disconnected; true.
+        nvmf_subsystem_remove_listener(SelectListener) -> bool;
+        /// Sets the state of ANA groups on a listener; true.
+        nvmf_subsystem_listener_set_ana_state(SetAnaState) -> bool;
+        /// Where a subsystem can be reached.
+        nvmf_subsystem_get_listeners(SelectSubsystem) -> Vec<NvmfListener>;
+        /// Adds a volume as a namespace; its NSID.
+        nvmf_subsystem_add_ns(AddNs) -> u32;
+        /// Takes a namespace away; true.
+        nvmf_subsystem_remove_ns(SelectNs) -> bool;
+        /// Moves a namespace to another ANA group; true.
+        nvmf_subsystem_set_ns_ana_group(SetNsAnaGroup) -> bool;
+        /// Shows a namespace to a host; true.
+        nvmf_ns_add_host(NsHost) -> bool;
+        /// Hides it again; true.
+        nvmf_ns_remove_host(NsHost) -> bool;
+        /// Lets a host connect; true.
+        nvmf_subsystem_add_host(SubsystemHost) -> bool;
+        /// Lets it no longer, and disconnects it; true.
+        nvmf_subsystem_remove_host(SubsystemHost) -> bool;
+        /// Lets every host connect, or only those of the list; true.
+        nvmf_subsystem_allow_any_host(AllowAnyHost) -> bool;
+        /// The controllers that hosts have in a subsystem.
+        nvmf_subsystem_get_controllers(SelectSubsystem) -> Vec<NvmfController>;
+        /// Their queue pairs.
+        nvmf_subsystem_get_qpairs(SelectSubsystem) -> Vec<NvmfQpair>;
+        /// How many connections each reactor has.
+        nvmf_get_stats(SelectTarget) -> NvmfStats;
+        /// Tells hosts of another discovery service; true.
+        nvmf_discovery_add_referral(NvmfReferral) -> bool;
+        /// Tells them no longer; true.
+        nvmf_discovery_remove_referral(NvmfReferral) -> bool;
+        /// The discovery services that hosts are told of.
+        nvmf_discovery_get_referrals(SelectTarget) -> Vec<ReferralEntry>;
     }
 
     /// Scrubs of pools.

@@ -1,4 +1,4 @@
-//! The doors: the mount and the control socket, opened last and closed first.
+//! The doors: the mount, the target and the control socket, opened last and closed first.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use super::pools::Pools;
 use super::reactors::ReactorThread;
 use super::service::{DaemonService, Mounted};
 use super::site::Site;
+use super::target::TargetDoor;
 use crate::config::Config;
 use crate::control::Server;
 use crate::fuse::mount;
@@ -17,6 +18,7 @@ use crate::fuse::mount;
 pub(super) struct Doors {
     control: Option<Server>,
     files: Files,
+    target: Option<Arc<TargetDoor>>,
 }
 
 impl Doors {
@@ -27,7 +29,7 @@ impl Doors {
         Ok(())
     }
 
-    /// Mounts, and serves the mount on every reactor.
+    /// Mounts, opens the target, and takes requests on the control socket.
     pub(super) fn open(
         config: &Config,
         sites: &[ReactorThread<Site>],
@@ -35,7 +37,14 @@ impl Doors {
         pools: &Pools,
     ) -> anyhow::Result<Self> {
         let files = Files::open(config, sites)?;
-        let mut doors = Self { control: None, files };
+        let mut doors = Self { control: None, files, target: None };
+        match TargetDoor::open(config, sites) {
+            Ok(target) => doors.target = target,
+            Err(error) => {
+                drop(doors.close(sites));
+                return Err(error);
+            }
+        }
         match doors.serve_control(config, sites, devices, pools) {
             Ok(server) => doors.control = Some(server),
             Err(error) => {
@@ -60,15 +69,17 @@ impl Doors {
             notifier: self.files.notifier()?,
             host_nqn: hosts::nqn(config, local),
         };
-        let service = DaemonService::new(sites, devices, pools, mount)?;
+        let target = self.target.clone();
+        let service = DaemonService::new(sites, devices, pools, target, mount)?;
         Ok(Server::start(&config.control.socket, Arc::new(service))?)
     }
 
-    /// Unmounts, and waits until every request was answered.
+    /// Sends hosts away, unmounts, and waits until every request was answered.
     pub(super) fn close(self, sites: &[ReactorThread<Site>]) -> anyhow::Result<()> {
         if let Some(control) = self.control {
             control.stop();
         }
-        self.files.close(sites)
+        let target = self.target.map_or(Ok(()), |target| target.close(sites));
+        self.files.close(sites).and(target)
     }
 }

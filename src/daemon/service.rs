@@ -5,6 +5,7 @@ mod bdev;
 mod events;
 mod lvol;
 mod nvme;
+mod nvmf;
 mod process;
 mod relatives;
 mod reservation;
@@ -26,10 +27,11 @@ use super::files::TransportInUse;
 use super::pools::Pools;
 use super::reactors::ReactorThread;
 use super::site::Site;
+use super::target::TargetDoor;
 use crate::control::status::Counters;
 use crate::control::types::PoolSelector;
 use crate::control::{
-    BdevMethods, EventMethods, EventSource, LvolMethods, NvmeMethods, ProcessMethods,
+    BdevMethods, EventMethods, EventSource, LvolMethods, NvmeMethods, NvmfMethods, ProcessMethods,
     RelativeMethods, ReservationMethods, RpcError, ScrubMethods, Service, SpaceMethods,
 };
 use crate::fuse::errno::Errno;
@@ -48,6 +50,8 @@ pub(super) struct DaemonService {
     attaching: Mutex<()>,
     /// The device of each pool, by the pool's name.
     pool_devices: BTreeMap<String, String>,
+    /// `None` if the configuration has no target.
+    target: Option<Arc<TargetDoor>>,
     mount: Mounted,
     started: Instant,
 }
@@ -77,6 +81,7 @@ impl DaemonService {
         sites: &[ReactorThread<Site>],
         devices: &Devices,
         pools: &Pools,
+        target: Option<Arc<TargetDoor>>,
         mount: Mounted,
     ) -> anyhow::Result<Self> {
         let directory = sites[0].run(|site| async move { site.catalog.directory().clone() })?;
@@ -89,6 +94,7 @@ impl DaemonService {
             ),
             attaching: Mutex::default(),
             pool_devices: pools.devices(),
+            target,
             mount,
             started: super::now(),
         })
@@ -213,6 +219,10 @@ impl Service for DaemonService {
 
     fn event_source(&self) -> Option<&dyn EventSource> {
         Some(self)
+    }
+
+    fn nvmf(&self) -> Option<&dyn NvmfMethods> {
+        self.target.is_some().then_some(self)
     }
 
     fn scrub(&self) -> Option<&dyn ScrubMethods> {

@@ -12,6 +12,7 @@ use crate::block::AnyChannel;
 use crate::block::nvme::NvmeController;
 use crate::fuse::operations::Operations;
 use crate::hw::dma::DmaArena;
+use crate::nvmf::service::Service;
 use crate::reactor::Reactor;
 use crate::volume::{Catalog, Directory, Pool, PoolOwner};
 
@@ -28,6 +29,8 @@ pub(super) struct Site {
     pub(super) owned: RefCell<Vec<(Rc<PoolOwner>, Arc<Pool>)>>,
     /// The file operations that run here, while the mount is there.
     pub(super) files: RefCell<Option<FileService>>,
+    /// The target's share of this reactor, while it is open.
+    pub(super) target: RefCell<Option<Rc<Service>>>,
 }
 
 /// Serving files on one reactor.
@@ -57,6 +60,7 @@ impl Site {
             controllers: RefCell::default(),
             owned: RefCell::default(),
             files: RefCell::default(),
+            target: RefCell::default(),
         }
     }
 

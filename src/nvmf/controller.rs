@@ -162,6 +162,12 @@ impl Controller {
         self.lock().queues.keys().filter(|id| **id != 0).count()
     }
 
+    /// The identifiers of its queues, in order; 0 is the admin queue.
+    #[must_use]
+    pub fn queues(&self) -> Vec<u16> {
+        self.lock().queues.keys().copied().collect()
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // No statement under the lock can panic half-way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -17,8 +17,8 @@
 mod change;
 mod discovery;
 mod error;
-mod name;
 mod new;
+pub mod state_file;
 mod subsystem;
 #[cfg(test)]
 mod tests;
@@ -34,10 +34,10 @@ use uuid::Uuid;
 pub use change::Change;
 pub use discovery::Referral;
 pub use error::Error;
-pub use name::{NameError, check_model, check_nqn, check_serial, check_subsystem_nqn};
 pub use new::{NewNamespace, NewSubsystem};
 pub use subsystem::{AnaState, Listener, Namespace, Refusal, Subsystem};
 
+use crate::spec::name::check_nqn;
 use crate::units::NamespaceId;
 use crate::volume::{Hold, Key};
 
@@ -55,10 +55,6 @@ pub const RECORDS: usize = 4096;
 pub const REFERRALS: usize = 64;
 /// Namespaces of a subsystem that does not say otherwise; SPDK's.
 pub const DEFAULT_MAX_NAMESPACES: u32 = 32;
-/// Serial number of a subsystem that does not say otherwise; SPDK's.
-pub const DEFAULT_SERIAL: &str = "00000000000000000000";
-/// Model number of a subsystem that does not say otherwise.
-pub const DEFAULT_MODEL: &str = "lvolfs";
 
 /// Everything that is exported, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

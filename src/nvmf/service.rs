@@ -81,6 +81,17 @@ impl Service {
         self.connections.borrow().len()
     }
 
+    /// Admin and I/O queues now; a connection that has not got so far is neither.
+    #[must_use]
+    pub fn queues(&self) -> (usize, usize) {
+        let connections = self.connections.borrow();
+        let queues = connections.iter().filter_map(|(_, (queue, _))| queue.association());
+        queues.fold((0, 0), |(admin, io), (_, id)| match id.get() {
+            0 => (admin + 1, io),
+            _ => (admin, io + 1),
+        })
+    }
+
     /// Accepts connections until told to stop.
     pub(super) fn accept(self: &Rc<Self>, listener: TcpListener, stopped: oneshot::Receiver<()>) {
         let service = Rc::clone(self);

@@ -15,6 +15,8 @@ pub(super) fn of(error: Error) -> Status {
         }
         Error::PastEnd { .. } => Status::of(StatusCode::LBA_OUT_OF_RANGE).do_not_retry(),
         Error::NoMemory { .. } => StatusCode::COMMAND_INTERRUPTED.into(),
+        Error::ReservationConflict => Status::of(StatusCode::RESERVATION_CONFLICT).do_not_retry(),
+        Error::Reservation { status, .. } => Status::of(status).do_not_retry(),
         Error::ReservedName | Error::OtherPool | Error::Held { .. } | Error::NotAttached => {
             StatusCode::INTERNAL_ERROR.into()
         }

@@ -68,6 +68,13 @@ fn the_example_is_the_quick_start() {
     let [volume] = config.volumes.as_slice() else { panic!("{:?}", config.volumes) };
     assert_eq!((volume.name.pool(), volume.name.volume()), ("pool0", "demo"));
     assert_eq!((volume.size, volume.thin), (ByteCount(256 << 20), true));
+    let target = config.target.unwrap();
+    assert_eq!(target.listen, ["127.0.0.1:4420".parse().unwrap()]);
+    let [subsystem] = target.subsystems.as_slice() else { panic!("{:?}", target.subsystems) };
+    assert_eq!(subsystem.nqn, "nqn.2026-11.io.lvolfs:demo");
+    assert!(!subsystem.allow_any_host && subsystem.hosts.is_empty(), "closed until it is opened");
+    let [namespace] = subsystem.namespaces.as_slice() else { panic!("{subsystem:?}") };
+    assert_eq!((namespace.volume.to_string().as_str(), namespace.nsid), ("pool0/demo", 1));
 }
 
 /// The example with every `#key = value` line in force, other comments left alone.
@@ -103,17 +110,27 @@ fn the_defaults_that_the_example_documents_are_those_of_the_code() {
 #[test]
 fn the_example_documents_every_key() {
     // The refusal of an unknown key lists all that a section has.
-    for section in
-        ["mount", "control", "device", "pool", "volume", "reservations", "reactor", "log"]
-    {
-        let repeated = ["device", "pool", "volume"].contains(&section);
+    for section in [
+        "mount",
+        "control",
+        "device",
+        "pool",
+        "volume",
+        "target",
+        "target.subsystem",
+        "reservations",
+        "reactor",
+        "log",
+    ] {
+        let repeated = ["device", "pool", "volume", "target.subsystem"].contains(&section);
         let header = if repeated { format!("[[{section}]]") } else { format!("[{section}]") };
         let message = refusal(&format!("{header}\nzzzzzzzz = 1\n"));
         let keys: Vec<&str> = message.split('"').skip(3).step_by(2).collect();
         assert!(!keys.is_empty(), "{message}");
         let after = EXAMPLE.split(&format!("\n{header}")).nth(1).unwrap();
         let end = after.find("\n[").unwrap_or(after.len());
-        for key in keys {
+        // Sections of their own are no keys.
+        for key in keys.into_iter().filter(|key| *key != "subsystem") {
             let documented = after[..end]
                 .lines()
                 .any(|line| line.trim_start_matches(['#', ' ']).starts_with(&format!("{key} = ")));
@@ -211,7 +228,7 @@ fn unknown_keys_are_refused_with_a_hint() {
         "[mount]",
         "[mout]",
         "c.toml:1: mout: unknown key \"mout\", expected one of \"mount\", \"control\", \
-         \"device\", \"pool\", \"volume\", \"reservations\", \"reactor\", \"log\"; did you mean \"mount\"?",
+         \"device\", \"pool\", \"volume\", \"target\", \"reservations\", \"reactor\", \"log\"; did you mean \"mount\"?",
     );
     check(
         "path = \"mnt\"",
@@ -599,4 +616,76 @@ fn any_damage_is_answered() {
             );
         }
     }
+}
+
+/// A target with one subsystem, after the base.
+const TARGET: &str = r#"[target]
+listen = ["127.0.0.1:4420", "[::1]:4420"]
+[[target.subsystem]]
+nqn = "nqn.2026-11.io.lvolfs:a"
+namespaces = [{ volume = "pool0/a", nsid = 1 }]
+"#;
+
+#[test]
+fn a_target_is_taken() {
+    let config = parse(&format!(
+        "{BASE}{TARGET}hosts = [\"nqn.2026-11.io.lvolfs:host\"]\nallow_any_host = true\n\
+         ana = true\nmax_namespaces = 4\nserial = \"S1\"\nmodel = \"M1\"\n\
+         [[target.subsystem]]\nnqn = \"nqn.2026-11.io.lvolfs:b\"\nlisten = []\n\
+         namespaces = [{{ volume = \"pool0/b\", nsid = 7, ana_group = 2, hosts = [] }}]\n"
+    ));
+    let target = config.unwrap().target.unwrap();
+    assert_eq!(target.state_dir, Path::new("var/target"));
+    let [a, b] = target.subsystems.as_slice() else { panic!("{target:?}") };
+    assert_eq!(a.listen, target.listen);
+    assert_eq!((a.serial.as_str(), a.model.as_str(), a.max_namespaces), ("S1", "M1", 4));
+    assert!(a.ana && a.allow_any_host && a.hosts == ["nqn.2026-11.io.lvolfs:host"]);
+    assert_eq!((a.namespaces[0].ana_group, &a.namespaces[0].hosts), (1, &None));
+    assert!(b.listen.is_empty() && !b.allow_any_host && !b.ana);
+    assert_eq!((b.namespaces[0].ana_group, &b.namespaces[0].hosts), (2, &Some(vec![])));
+    assert!(parse(BASE).unwrap().target.is_none(), "no section, no target");
+}
+
+#[test]
+fn a_bad_target_is_refused() {
+    let check = |from: &str, to: &str, expected: &str| {
+        assert!(TARGET.contains(from), "{from:?} is not in the target");
+        let message = refusal(&format!("{BASE}{}", TARGET.replacen(from, to, 1)));
+        assert!(message.contains(expected), "{from:?} -> {to:?}: {message}");
+    };
+    check(
+        "127.0.0.1:4420",
+        "localhost",
+        "c.toml:19: target.listen = \"localhost\": an address and a port",
+    );
+    check("127.0.0.1:4420", "127.0.0.1:0", "a port is from 1 to 65535");
+    check("127.0.0.1:4420", "[::1]:4420", "this address is there twice");
+    check(
+        "nqn.2026-11.io.lvolfs:a",
+        "demo",
+        "c.toml:21: target.subsystem.nqn = \"demo\": an NQN begins with",
+    );
+    check("nqn = \"nqn.2026-11.io.lvolfs:a\"", "", "the key \"nqn\" is missing");
+    let discovery = "nqn.2014-08.org.nvmexpress.discovery";
+    check("nqn.2026-11.io.lvolfs:a", discovery, "the discovery subsystem is always there");
+    check("pool0/a", "pool1/a", "no [[pool]] has this name");
+    check("pool0/a", "a", "a volume is named \"pool/volume\"");
+    check("nsid = 1", "nsid = 0", "it is from 1 to 32");
+    check(", nsid = 1", "", "the key \"nsid\" is missing");
+    check("nsid = 1", "nsid = 1, ana_group = 33", "it is from 1 to 32");
+    check("nsid = 1 }", "nsid = 1 }, { volume = \"pool0/b\", nsid = 1 }", "has this NSID");
+    check("nsid = 1 }", "nsid = 1 }, { volume = \"pool0/a\", nsid = 2 }", "each must be different");
+    check("[target]", "[[target]]", "this section is there once");
+    check("[[target.subsystem]]", "[[target.subsystem]]\nserial = \"\"", "1 to 20 printable");
+    check("[[target.subsystem]]", "[[target.subsystem]]\nmax_namespaces = 1025", "from 1 to 1024");
+    check(
+        "[[target.subsystem]]",
+        "[[target.subsystem]]\nhosts = [\"x\"]",
+        "target.subsystem.hosts = \"x\"",
+    );
+    check(
+        "[[target.subsystem]]",
+        "[[target.subsystem]]\nnamespace = []",
+        "did you mean \"namespaces\"",
+    );
 }

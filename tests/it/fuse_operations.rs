@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use lvolfs::block::AnyDevice;
 use lvolfs::block::memory::MemoryDevice;
@@ -17,7 +17,7 @@ use lvolfs::lvol::FormatOptions;
 use lvolfs::lvol::format::LayoutOptions;
 use lvolfs::reactor::{Reactor, ReactorOptions, Remote};
 use lvolfs::units::{BlockSize, ByteCount};
-use lvolfs::volume::{Attributes, Catalog, Directory, Pool, PoolOwner, Store};
+use lvolfs::volume::{Attributes, Catalog, Directory, Error, Key, Pool, PoolOwner, Store};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 const CLUSTER: u64 = 64 << 10;
@@ -540,6 +540,33 @@ fn holes_are_told_and_storage_comes_back() {
             let unknown = Operation::FAllocate { offset: 0, length: 4096, mode };
             assert_eq!(served.ask(node, unknown).await, Err(Errno::EOPNOTSUPP));
         }
+    });
+}
+
+#[test]
+fn a_held_volume_cannot_be_removed_and_its_new_size_is_told() {
+    served(|served| async move {
+        let node = served.volume("v", 1 << 20).await;
+        served.volume("w", 1 << 20).await;
+        let key = Key::from_number(node.0);
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let listed = Arc::clone(&told);
+        served.directory.watch_sizes(move |key| listed.lock().unwrap().push(key));
+        let entry = served.directory.volume(key).unwrap();
+        let hold = entry.hold("subsystem a").unwrap();
+        let second = entry.hold("subsystem b").unwrap_err();
+        assert_eq!(second, Error::Held { by: "subsystem a".into() });
+        assert_eq!(served.unlink("v").await, Err(Errno::EBUSY));
+        assert_eq!(served.rename("w", "v", 0).await, Err(Errno::EBUSY));
+        let handle = served.open_file(node, 1, libc::O_RDWR).await.unwrap();
+        assert_eq!(served.unlink("v").await, Err(Errno::EBUSY), "open or not");
+        served.ask(node, Operation::Release { handle }).await.unwrap();
+        served.rename("v", "x", 0).await.unwrap();
+        served.truncate(node, 3 << 20, None).await.unwrap();
+        assert_eq!(*told.lock().unwrap(), [key]);
+        drop(hold);
+        served.unlink("x").await.unwrap();
+        served.close().await;
     });
 }
 

@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 
-use super::name::NameError;
 use super::{
     HOSTS_PER_SUBSYSTEM, LISTENERS_PER_SUBSYSTEM, NAMESPACES_PER_SUBSYSTEM, RECORDS, REFERRALS,
     SUBSYSTEMS,
 };
 use crate::spec::fabrics::MAX_CONTROLLER_ID;
+use crate::spec::name::NameError;
 use crate::units::NamespaceId;
 
 /// Why the model was not changed. It then is as it was.

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
-use super::{DEFAULT_MAX_NAMESPACES, DEFAULT_MODEL, DEFAULT_SERIAL, Subsystem};
+use super::{DEFAULT_MAX_NAMESPACES, Subsystem};
 use crate::spec::fabrics::MAX_CONTROLLER_ID;
+use crate::spec::name::{DEFAULT_MODEL, DEFAULT_SERIAL};
 use crate::units::NamespaceId;
 use crate::volume::{Hold, Key};
 

@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::name::{check_model, check_nqn, check_serial, check_subsystem_nqn};
 use super::{Error, HOSTS_PER_SUBSYSTEM, LISTENERS_PER_SUBSYSTEM, NAMESPACES_PER_SUBSYSTEM};
 use crate::spec::fabrics::MAX_CONTROLLER_ID;
+use crate::spec::name::{check_model, check_nqn, check_serial, check_subsystem_nqn};
 use crate::units::NamespaceId;
 use crate::volume::Key;
 

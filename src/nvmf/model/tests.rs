@@ -307,3 +307,83 @@ fn limits_hold() {
         assert!(model.create_subsystem(bad.clone()).is_err(), "{bad:?}");
     }
 }
+
+/// A subsystem that the configuration declares.
+fn subsystem(nqn: &str, hosts: &[&str], volumes: &[u64]) -> Subsystem {
+    let model = Model::new(0, None);
+    model.create_subsystem(NewSubsystem::named(nqn)).unwrap();
+    hosts.iter().for_each(|host| model.add_host(nqn, host).unwrap());
+    for number in volumes {
+        model.add_namespace(nqn, volume(*number)).unwrap();
+    }
+    (*model.subsystem(nqn).unwrap()).clone()
+}
+
+fn exports(subsystems: &[Subsystem]) -> Exports {
+    let named = |subsystem: &Subsystem| (subsystem.nqn.clone(), Arc::new(subsystem.clone()));
+    Exports { subsystems: subsystems.iter().map(named).collect(), referrals: Vec::new() }
+}
+
+#[test]
+fn changes_outlive_a_restart_and_an_edited_declaration_wins() {
+    let declared = exports(&[subsystem(DEMO, &[ALICE], &[1])]);
+    let changed = exports(&[subsystem(DEMO, &[BOB], &[1]), subsystem(OTHER, &[BOB], &[2])]);
+    let kept = state_file::Kept { declared: declared.clone(), exports: changed.clone() };
+    assert_eq!(kept.clone().merge(&declared), (changed, vec![]), "as it was changed");
+
+    let edited = exports(&[subsystem(DEMO, &[], &[1])]);
+    let (merged, dropped) = kept.clone().merge(&edited);
+    assert_eq!(merged.subsystems[DEMO].hosts.len(), 0, "the edit took the host away");
+    assert_eq!(merged.subsystems[OTHER].hosts.len(), 1);
+    assert_eq!(dropped.len(), 1, "{dropped:?}");
+
+    let (merged, dropped) = kept.clone().merge(&Exports::default());
+    assert!(!merged.subsystems.contains_key(DEMO), "its declaration was removed");
+    assert_eq!(dropped.len(), 1, "{dropped:?}");
+
+    // A volume that is declared elsewhere now leaves the subsystem that was made at run time.
+    let (merged, dropped) = kept.merge(&exports(&[subsystem(DEMO, &[ALICE], &[1, 2])]));
+    assert_eq!(merged.subsystems[OTHER].namespaces.len(), 0);
+    assert_eq!(merged.check(), Ok(()));
+    assert_eq!(dropped.len(), 2, "{dropped:?}");
+
+    let deleted = state_file::Kept { declared: declared.clone(), exports: Exports::default() };
+    assert!(deleted.clone().merge(&declared).0.subsystems.is_empty(), "it stays deleted");
+    assert_eq!(deleted.merge(&edited).0, edited);
+}
+
+#[test]
+fn a_state_file_is_whole_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("var/target");
+    let declared = exports(&[subsystem(DEMO, &[ALICE], &[1])]);
+    let file = state_file::StateFile::new(&place, declared.clone());
+    assert!(file.load().unwrap().is_none(), "nothing was kept");
+    assert!(!place.exists(), "looking touches nothing");
+    let mut changed = declared.clone();
+    let with_group = Arc::make_mut(changed.subsystems.get_mut(DEMO).unwrap());
+    with_group.ana_reporting = true;
+    with_group.listeners.push(Listener {
+        groups: BTreeMap::from([(3, AnaState::Inaccessible)]),
+        ..listener("[::1]:4420")
+    });
+    file.keep(&changed).unwrap();
+    let kept = file.load().unwrap().unwrap();
+    assert_eq!((kept.declared, kept.exports), (declared, changed));
+    assert!(!place.join("target.json.tmp").exists());
+    let text = std::fs::read(file.path()).unwrap();
+    // Every bit that is turned over, and every end that is cut off, is noticed, or means nothing.
+    let whole = file.load().unwrap();
+    for at in 0..text.len() {
+        let mut bad = text.clone();
+        bad[at] ^= 1 << (at % 7);
+        std::fs::write(file.path(), &bad).unwrap();
+        if let Ok(read) = file.load() {
+            assert_eq!(read, whole, "byte {at} turned over");
+        }
+        std::fs::write(file.path(), &text[..at]).unwrap();
+        if let Ok(read) = file.load() {
+            assert_eq!(read, whole, "cut at {at}");
+        }
+    }
+}

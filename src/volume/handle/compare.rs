@@ -3,6 +3,7 @@
 use super::{Error, Volume};
 use crate::block::Durability;
 use crate::hw::dma::DmaBuffer;
+use crate::reactor::Share;
 use crate::units::ByteOffset;
 use crate::volume::Access;
 
@@ -24,7 +25,8 @@ impl Volume {
         durability: Durability,
     ) -> Result<bool, Error> {
         assert_eq!(expected.len(), data.len(), "two lengths of one range");
-        let result = self.exchange(offset, expected, data, durability).await;
+        let exchange = self.exchange(offset, expected, data, durability);
+        let result = self.admitted(Access::ReadAndWrite, exchange).await;
         self.count(&result, |counters| {
             counters.reads += 1;
             counters.bytes_read += expected.len() as u64;
@@ -44,15 +46,12 @@ impl Volume {
         data: DmaBuffer,
         durability: Durability,
     ) -> Result<bool, Error> {
-        let gate = self.entry.gate();
-        gate.check(Access::Read)?;
-        gate.check(Access::Write)?;
         let length = data.len() as u64;
         if offset.checked_add(length).is_none_or(|end| end.get() > self.size().get()) {
             return Err(Error::PastEnd { offset, size: self.size() });
         }
         let _held = self.entry.locks().exclusive(offset.get(), length).await;
-        let buffer = self.allocate(data.len())?;
+        let buffer = self.allocate(data.len(), Share::All).await?;
         let found = self.io.read(offset, buffer).await?;
         if *found != *expected {
             return Ok(false);

@@ -2,14 +2,19 @@
 
 use uuid::Uuid;
 
-use crate::spec::fabrics::{DISCOVERY_NQN, MAX_NQN};
+use super::fabrics::{DISCOVERY_NQN, MAX_NQN};
 
 /// What an NQN made from a UUID begins with (Base 4.5).
 const UUID_PREFIX: &str = "nqn.2014-08.org.nvmexpress:uuid:";
 /// Bytes of a serial number.
-pub(super) const SERIAL_BYTES: usize = 20;
+pub const SERIAL_BYTES: usize = 20;
 /// Bytes of a model number.
-pub(super) const MODEL_BYTES: usize = 40;
+pub const MODEL_BYTES: usize = 40;
+
+/// Serial number of a subsystem that does not say otherwise; SPDK's.
+pub const DEFAULT_SERIAL: &str = "00000000000000000000";
+/// Model number of a subsystem that does not say otherwise.
+pub const DEFAULT_MODEL: &str = "lvolfs";
 
 /// Why a name cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

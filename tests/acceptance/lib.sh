@@ -82,6 +82,8 @@ is_not_mounted() {
 example_here() {
     mkdir -p mount/volumes
     cp "$checkout/config.toml.example" config.toml
+    # Another run on this machine may have the example's port; these are not given out by the kernel.
+    config_set target listen "[\"127.0.0.1:$((20000 + RANDOM % 12000))\"]"
 }
 
 # config_set SECTION KEY VALUE: in the first table named SECTION of ./config.toml.

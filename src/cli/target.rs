@@ -160,17 +160,17 @@ impl Daemon {
     /// One volume, in a subsystem that is made for it if need be. What was made before a step that
     /// fails is taken back.
     fn export(&mut self, export: Export, json: bool) -> anyhow::Result<String> {
-        let Export { volume, nqn, listen, host, nsid } = export;
-        let there = self.subsystems()?.into_iter().any(|subsystem| subsystem.nqn == nqn);
+        let Export { volume, nqn, host, .. } = &export;
+        let there = self.subsystems()?.into_iter().any(|subsystem| subsystem.nqn == *nqn);
         if !there {
             let create = CreateSubsystem { nqn: nqn.clone(), ..CreateSubsystem::default() };
             self.client().nvmf_create_subsystem(&create)?;
         }
-        let nsid = match self.fill(&volume, &nqn, &listen, &host, nsid, there) {
+        let nsid = match self.fill(&export, there) {
             Ok(nsid) => nsid,
             Err(error) => {
                 if !there {
-                    let select = SelectSubsystem { nqn, tgt_name: None };
+                    let select = SelectSubsystem { nqn: nqn.clone(), tgt_name: None };
                     // The first error is the one to tell.
                     drop(self.client().nvmf_delete_subsystem(&select));
                 }
@@ -184,20 +184,14 @@ impl Daemon {
         Ok(done(json, &text))
     }
 
-    fn fill(
-        &mut self,
-        volume: &VolumeName,
-        nqn: &str,
-        listen: &[SocketAddr],
-        hosts: &[String],
-        nsid: Option<u32>,
-        there: bool,
-    ) -> anyhow::Result<u32> {
-        for host in hosts {
+    /// Adds hosts, namespace and, to a subsystem that was not `there`, listeners; the NSID.
+    fn fill(&mut self, export: &Export, there: bool) -> anyhow::Result<u32> {
+        let Export { volume, nqn, listen, host, nsid } = export;
+        for host in host {
             self.set_access(nqn, host, true)?;
         }
         let namespace =
-            AddNamespace { bdev_name: volume.to_string(), nsid, ..AddNamespace::default() };
+            AddNamespace { bdev_name: volume.to_string(), nsid: *nsid, ..AddNamespace::default() };
         let add = AddNs { nqn: nqn.to_owned(), namespace, tgt_name: None };
         let nsid = self.client().nvmf_subsystem_add_ns(&add)?;
         if !there {

@@ -10,6 +10,7 @@ use super::limits::{
 };
 use super::model::Refusal as NotAdmitted;
 use super::queue::{Outcome, Queue, Stop};
+use super::target::NewController;
 use crate::spec::command::SubmissionEntry;
 use crate::spec::fabrics::{
     CONNECT_NO_FLOW_CONTROL, ConnectData, DISCOVERY_NQN, DYNAMIC_CONTROLLER, FabricsType,
@@ -151,7 +152,9 @@ fn connect_admin(
     }
     let keep_alive = round_keep_alive(kind, entry.connect_keep_alive());
     let local = queue.peer.local;
-    let made = target.make_controller(kind, subsystem_nqn, ids, host, local, keep_alive);
+    let subsystem = subsystem_nqn;
+    let wanted = NewController { kind, subsystem, ids, host, local, keep_alive };
+    let made = target.make_controller(wanted);
     let Some(controller) = made else {
         let status = StatusCode::CONNECT_CONTROLLER_BUSY.into();
         return Err(Refusal::new(status, "too many controllers"));

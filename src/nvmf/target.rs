@@ -51,6 +51,20 @@ struct Shared {
 /// At most one problem that a peer makes is logged in this time.
 const LOG_INTERVAL_MS: u64 = 1000;
 
+/// A controller that a host asks for.
+pub(super) struct NewController<'a> {
+    pub(super) kind: Kind,
+    /// The subsystem's NQN.
+    pub(super) subsystem: &'a str,
+    /// The identifiers that it may have.
+    pub(super) ids: RangeInclusive<u16>,
+    pub(super) host: Host,
+    /// The listener's end of the admin queue.
+    pub(super) local: SocketAddr,
+    /// In milliseconds; 0 for none.
+    pub(super) keep_alive: u32,
+}
+
 impl Target {
     /// A target for what `model` exports, with no listener yet.
     #[must_use]
@@ -144,15 +158,8 @@ impl Target {
     }
 
     /// Makes a controller; `None` if there are too many.
-    pub(super) fn make_controller(
-        &self,
-        kind: Kind,
-        subsystem: &str,
-        ids: RangeInclusive<u16>,
-        host: Host,
-        local: SocketAddr,
-        keep_alive: u32,
-    ) -> Option<Arc<Controller>> {
+    pub(super) fn make_controller(&self, wanted: NewController<'_>) -> Option<Arc<Controller>> {
+        let NewController { kind, subsystem, ids, host, local, keep_alive } = wanted;
         let mut shared = self.lock();
         if shared.controllers.len() >= CONTROLLERS {
             return None;

@@ -158,7 +158,7 @@ impl Message {
     }
 
     /// The gather again, for its room.
-    pub(super) fn reclaim(self: Box<Self>) -> Gather {
+    pub(super) fn reclaim(self) -> Gather {
         let buffers = self.buffers.into_iter();
         let buffers = buffers.map(|(device, range)| (device.reclaim(), range)).collect();
         let sealed = self.bytes.len();

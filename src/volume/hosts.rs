@@ -137,7 +137,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// One reactor's volumes, by host.
 pub(super) struct HostVolumes {
-    reactor: Rc<Reactor>,
+    /// Weak: the reactor keeps this object, and must be able to end.
+    reactor: Weak<Reactor>,
     known: RefCell<HashMap<(Key, HostId), Known>>,
 }
 
@@ -151,7 +152,7 @@ struct Known {
 
 impl HostVolumes {
     pub(super) fn new(reactor: &Rc<Reactor>) -> Rc<Self> {
-        Rc::new(Self { reactor: Rc::clone(reactor), known: RefCell::default() })
+        Rc::new(Self { reactor: Rc::downgrade(reactor), known: RefCell::default() })
     }
 
     /// The handle of a host, if there is one, and its tracker.
@@ -185,13 +186,15 @@ impl HostVolumes {
     /// Waits until the operations of `hosts` on a volume that began before have ended. Goes on if
     /// nobody waits for it any more.
     async fn drain(&self, key: Key, hosts: &[HostId]) -> bool {
+        // It is this reactor that runs us, unless it is about to end.
+        let Some(reactor) = self.reactor.upgrade() else { return true };
         let mut ends = Vec::new();
         for &host in hosts {
             let known = self.known.borrow();
             let Some(known) = known.get(&(key, host)) else { continue };
             let (in_flight, one) = (Rc::clone(&known.in_flight), Rc::clone(&known.draining));
             let (end, ended) = oneshot::channel();
-            self.reactor.spawn(async move {
+            reactor.spawn(async move {
                 let _one = one.lock().await;
                 end.send(in_flight.drain().await).unwrap_or_default();
             });

@@ -27,6 +27,9 @@ const BACKGROUND_LIMIT: u16 = 512;
 const READ_AHEAD_LIMIT: u32 = 128 << 10;
 /// How long a mount that is in our place may take to show whether somebody serves it.
 const ALIVE_WAIT: Duration = Duration::from_secs(5);
+/// How often a mount in use is tried again before it is said to be in use, and how far apart.
+const BUSY_TRIES: u32 = 10;
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where and for whom to mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,9 +206,17 @@ impl Mount {
     /// The system's.
     pub fn unmount(&mut self) -> Result<Unmounted, MountError> {
         let attempt = self.session.unmount();
-        match find_mount(&self.path)? {
-            Some(mount) if mount.is_ours() => {}
-            _ => return Ok(Unmounted::Clean),
+        for _ in 0..BUSY_TRIES {
+            match find_mount(&self.path)? {
+                Some(mount) if mount.is_ours() => {}
+                _ => return Ok(Unmounted::Clean),
+            }
+            // Often whoever uses it is just going: a process that ends, or one that was just
+            // forked and has not let go of the files of its parent.
+            std::thread::sleep(BUSY_PAUSE);
+            if hw::fuse::unmount(&self.path).is_ok() {
+                return Ok(Unmounted::Clean);
+            }
         }
         if let Err(error) = attempt {
             tracing::warn!(path = %self.path.display(), %error, "the mount is in use");
@@ -365,6 +376,8 @@ fn detach(path: &Path) -> Result<(), MountError> {
                 status => Err(failed(io::Error::other(format!("fusermount3 ended with {status}")))),
             }
         }
+        // Whoever aborted it, or used it last, has taken it out already.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         result => result.map_err(failed),
     }
 }

@@ -46,6 +46,20 @@ pub fn abort_by_unmounting(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Unmounts a file system that nobody uses.
+///
+/// # Errors
+/// The system's: `EBUSY` if somebody does, `EINVAL` if nothing is mounted there, `EPERM` for a user
+/// without the right to unmount.
+pub fn unmount(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: an owned C string and plain flags.
+    match unsafe { libc::umount2(path.as_ptr(), libc::UMOUNT_NOFOLLOW) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Takes a mount out of the tree now; the file system ends when its last user is gone
 /// (`MNT_DETACH`).
 ///

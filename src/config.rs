@@ -17,6 +17,7 @@ mod name;
 mod pci;
 mod raw;
 mod shape;
+mod space;
 mod target;
 
 use std::path::{Path, PathBuf};

@@ -15,9 +15,9 @@ use super::raw::{
 };
 use super::{
     Config, Control, Cores, DEFAULT_CLUSTER_SIZE, DEFAULT_COMMIT_INTERVAL, DEFAULT_DMA_MEMORY,
-    DEFAULT_FILE_MODE, DEFAULT_LOW_WATER, DEFAULT_RESERVATIONS, DEFAULT_SOCKET, Device, Driver,
-    Image, Log, Mount, NQN_BYTES_LIMIT, Pool, Ptpl, REACTORS_LIMIT, Reactor, Reservations,
-    SOCKET_PATH_BYTES_LIMIT, Volume, VolumeName, Wait, check_name,
+    DEFAULT_FILE_MODE, DEFAULT_RESERVATIONS, DEFAULT_SOCKET, Device, Driver, Image, Log, Mount,
+    NQN_BYTES_LIMIT, Pool, Ptpl, REACTORS_LIMIT, Reactor, Reservations, SOCKET_PATH_BYTES_LIMIT,
+    Volume, VolumeName, Wait, check_name,
 };
 use crate::spec::reservation::HostId;
 use crate::units::{BlockSize, ByteCount, NamespaceId};
@@ -444,26 +444,6 @@ impl Checker<'_> {
             return Some(interval);
         }
         self.refuse(key.span(), "pool.commit_interval", "it is from \"10ms\" to \"10min\"");
-        None
-    }
-
-    fn low_water(&mut self, key: Key<u32>) -> Option<u32> {
-        let Some(key) = key else { return Some(DEFAULT_LOW_WATER) };
-        if *key.get_ref() < 100 {
-            return Some(*key.get_ref());
-        }
-        self.refuse(key.span(), "pool.low_water", "it is a percentage from 0 to 99");
-        None
-    }
-
-    fn reserve(&mut self, key: Key<Size>, size: ByteCount) -> Option<ByteCount> {
-        let Some(key) = key else { return Some(ByteCount(0)) };
-        let reserve = key.get_ref().0;
-        if reserve <= size {
-            return Some(reserve);
-        }
-        let rule = format!("it is at most the volume's size, {}", size.human());
-        self.refuse(key.span(), "volume.reserve", rule);
         None
     }
 

@@ -62,7 +62,7 @@ pub enum OnFull {
 pub struct SpaceChange {
     /// What it is now.
     pub state: SpaceState,
-    /// Free clusters.
+    /// Free clusters, without those that are kept for reserves.
     pub free: ClusterCount,
 }
 
@@ -298,9 +298,11 @@ impl<D: BlockDevice> Store<D> {
         }
     }
 
-    /// Free clusters, those on their way back included.
+    /// Clusters that any volume can have: those on their way back included, those that are kept
+    /// for reserves left out.
     fn free_clusters(&self) -> ClusterCount {
-        let free = self.state.borrow().allocator.free_clusters().0;
-        ClusterCount(free.saturating_add(self.reclaims.clusters()))
+        let state = self.state.borrow();
+        let free = state.allocator.free_clusters().0.saturating_add(self.reclaims.clusters());
+        ClusterCount(free.saturating_sub(state.promised(None)))
     }
 }

@@ -5,7 +5,7 @@
 part_about="snapshots, clones and copies of volumes, under real file systems; check and repair"
 part_packages=(attr coreutils e2fsprogs fio fuse3 jq python3)
 part_checks=(snapshot_of_a_mounted_file_system copy_is_a_clone relatives clone_under_load
-    check_after_kill check_after_dd)
+    check_after_kill check_after_dd space scrub)
 
 pool=mount/volumes/pool0
 demo=$pool/demo
@@ -214,5 +214,46 @@ lvolstore_check_after_dd() {
     daemon_start
     cmp -n $((8 << 20)) data $pool/other
     cli status | grep -q quarantined || fail "status does not name the damaged volume"
+    daemon_stop
+}
+
+# A thin pool fills: who is told, whose space is kept, who waits.
+lvolstore_space() {
+    example_here
+    config_set device size '"64MiB"'
+    config_set volume size '"256MiB"'
+    config_add_volume pool0/kept 32MiB
+    config_add_volume pool0/patient 32MiB
+    daemon_start
+    "$lvolfs" events --socket var/lvolfs.sock >events.log &
+    local watcher=$!
+    cli volume space pool0/kept --reserve 8MiB
+    cli volume space pool0/patient --on-full wait
+    expect_failure 'No space left on device' \
+        dd if=/dev/zero of=$demo bs=1M count=200 conv=notrunc,fsync
+    # The reserve is there for its volume and for nobody else.
+    dd if=/dev/urandom of=$pool/kept bs=1M count=8 conv=notrunc,fsync status=none
+    # A write that waits ends well when space comes back.
+    dd if=/dev/urandom of=$pool/patient bs=1M count=1 conv=notrunc,fsync status=none &
+    local patient=$!
+    fallocate -p -o 0 -l 16M $demo
+    sync $demo
+    wait $patient || fail "the write that waited failed"
+    wait_for 10 "the events" grep -q lvstore_space_ok events.log
+    cat events.log
+    grep -q lvstore_low_space events.log || fail "no event for little space"
+    grep -q lvstore_full events.log || fail "no event for a full pool"
+    cli --json status | jq -e '.pools[0] | .reserved == 0 and .allocated < .provisioned' >/dev/null
+    daemon_stop
+    wait $watcher || fail "the stream of events did not end in order"
+}
+
+# A scrub of a pool in use reads all of it and finds nothing.
+lvolstore_scrub() {
+    example_here
+    daemon_start
+    dd if=/dev/urandom of=$demo bs=1M count=20 conv=notrunc,fsync status=none
+    cli pool scrub pool0 --wait --rate 1GiB
+    cli --json pool scrub pool0 --status | jq -e '.state == "done" and .faults == 0' >/dev/null
     daemon_stop
 }

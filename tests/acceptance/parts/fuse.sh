@@ -291,6 +291,11 @@ sync_after_resize_once() {
     cli volume rename pool0/demo other
     [[ ! -e $demo && -e $pool/other ]] || fail "the old name is still there"
     exec 7<&-
+    # The example exports it: neither the mount nor the command line can delete it before.
+    expect_failure 'busy' rm $pool/other
+    expect_failure 'in use by nqn.2026-11.io.lvolfs:demo' \
+        "$lvolfs" volume delete pool0/other --socket var/lvolfs.sock
+    cli target unexport pool0/other
     cli volume delete pool0/other
     [[ ! -e $pool/other ]] || fail "a deleted volume is still there"
     daemon_stop

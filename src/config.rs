@@ -49,9 +49,9 @@ pub const DEFAULT_RESERVATIONS: &str = "var/reservations";
 pub const NQN_BYTES_LIMIT: usize = 223;
 /// Cluster size of a pool that does not say otherwise; SPDK's.
 pub const DEFAULT_CLUSTER_SIZE: ByteCount = ByteCount(4 << 20);
-/// Commit interval of a pool that does not say otherwise.
+/// Free space in percent below which a pool that does not say otherwise counts as low.
 pub const DEFAULT_LOW_WATER: u32 = 10;
-/// How long a changed mapping waits for its commit, unless told.
+/// Commit interval of a pool that does not say otherwise.
 pub const DEFAULT_COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 /// DMA memory unless the file says otherwise.
 pub const DEFAULT_DMA_MEMORY: ByteCount = ByteCount(32 << 20);

@@ -150,18 +150,19 @@ impl<D: BlockDevice> Store<D> {
     /// [`Error::NoSpace`] if the pool cannot keep the promise; otherwise as for
     /// [`Store::set_xattr`].
     pub async fn set_reserve(&self, id: BlobId, size: ByteCount) -> Result<(), Error> {
-        let reserve = self.clusters_for(size)?.0;
-        {
+        let asked = self.clusters_for(size)?.0;
+        let reserve = {
             let state = self.state.borrow();
             let volume = state.served(id)?;
-            // More than the whole of it is never needed.
-            let reserve = reserve.min(volume.clusters.0);
+            // More than the whole of it is never needed, and would be kept from others for nothing.
+            let reserve = asked.min(volume.clusters.0);
             let missing = reserve.saturating_sub(volume.map.allocated().0);
             let promised = state.promised(Some(id)).saturating_add(missing);
             if missing > 0 && promised > state.allocator.free_clusters().0 {
                 return Err(Error::NoSpace { what: Resource::Cluster });
             }
-        }
+            reserve
+        };
         self.set_wish(id, RESERVE, (reserve > 0).then(|| reserve.to_string())).await
     }
 

@@ -23,6 +23,7 @@ mod error;
 pub mod format;
 mod freeze;
 mod inflate;
+mod interruption;
 mod io;
 mod merge;
 mod metadata_io;
@@ -42,6 +43,7 @@ mod volume_map;
 
 pub use create::FormatOptions;
 pub use error::{Damage, Error, IoFailure, ReadOnlyReason, Resource, VolumeTransfer};
+pub use interruption::Interruption;
 pub use io::{StoreIo, VolumeIo};
 pub use operations::NewVolume;
 pub use recover::Recovery;

@@ -17,9 +17,12 @@ pub(super) fn of(error: Error) -> Status {
         Error::NoMemory { .. } => StatusCode::COMMAND_INTERRUPTED.into(),
         Error::ReservationConflict => Status::of(StatusCode::RESERVATION_CONFLICT).do_not_retry(),
         Error::Reservation { status, .. } => Status::of(status).do_not_retry(),
-        Error::ReservedName | Error::OtherPool | Error::Held { .. } | Error::NotAttached => {
-            StatusCode::INTERNAL_ERROR.into()
-        }
+        Error::ReservedName
+        | Error::OtherPool
+        | Error::Held { .. }
+        | Error::Cached
+        | Error::Reserved
+        | Error::NotAttached => StatusCode::INTERNAL_ERROR.into(),
         Error::Store(error) => of_store(error),
     }
 }

@@ -8,7 +8,7 @@
 //! 3. Commands live in the [`queue`] until they are answered. The first one is Connect
 //!    ([`fabrics`]): it makes a [`controller`], or joins one that another connection made.
 //! 4. [`dispatch`] runs each: [`admin`] with [`identify`], [`log`] and [`feature`]; [`io`] on
-//!    volumes.
+//!    volumes, with [`reservation`].
 //! 5. Answers of one turn leave in one system call. What was read goes from its DMA buffer to
 //!    the socket.
 //!
@@ -17,6 +17,8 @@
 //!   bound; the bounds are in [`limits`].
 //! * A command that a device may know runs to its end, whatever becomes of its connection; a
 //!   reset or a shutdown shows as done only after that.
+//! * A reservation command is answered when its state is durable, if it persists, and in force on
+//!   every reactor.
 //! * A Flush, and a write with FUA, is answered when the data and the mapping to it are durable.
 
 mod admin;
@@ -34,6 +36,7 @@ pub mod model;
 mod namespace;
 pub mod pdu;
 mod queue;
+mod reservation;
 pub mod service;
 mod status;
 pub mod stream;

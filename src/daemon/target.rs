@@ -68,6 +68,12 @@ impl TargetDoor {
                 target.model().volume_changed(volume);
             }
         });
+        let told = Arc::downgrade(&target);
+        directory.hosts().listen(Arc::new(move |entry, notifications| {
+            if let Some(target) = told.upgrade() {
+                target.reservations_changed(entry.key(), notifications);
+            }
+        }));
         let door = Self { target, discovery: config.discovery.clone() };
         door.listen_everywhere(config)?;
         Ok(Some(Arc::new(door)))

@@ -38,7 +38,7 @@ pub(super) async fn run(
     let result = match opcode {
         AdminOpcode::IDENTIFY => identify::run(queue, controller, entry).await,
         AdminOpcode::GET_LOG_PAGE => log::run(queue, controller, entry).await,
-        AdminOpcode::SET_FEATURES => feature::set(queue, controller, entry, data).await,
+        AdminOpcode::SET_FEATURES => feature::set(queue, controller, key, entry, data).await,
         AdminOpcode::GET_FEATURES => feature::get(queue, controller, entry).await,
         AdminOpcode::KEEP_ALIVE if entry.namespace.get() == 0 => Ok(Outcome::success()),
         AdminOpcode::KEEP_ALIVE => Err(invalid_field()),

@@ -14,9 +14,10 @@ use super::event::Events;
 use super::feature::Features;
 use super::queue::Queue;
 use crate::reactor::Remote;
+use crate::reservation::{Event, NotificationLog};
 use crate::spec::log::{AsyncEvent, ErrorLogEntry, LogPage};
 use crate::spec::register::{Configuration, ControllerStatus, Shutdown, ShutdownStatus};
-use crate::units::QueueId;
+use crate::units::{NamespaceId, QueueId};
 
 /// The host of a controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +71,8 @@ pub(super) struct State {
     pub(super) features: Features,
     pub(super) events: Events,
     pub(super) errors: super::log::Errors,
+    /// What its host was told of reservations, and of what it does not want to be told.
+    pub(super) notifications: NotificationLog,
     queues: BTreeMap<u16, Remote<Queue>>,
     leaving: Leaving,
 }
@@ -120,6 +123,7 @@ impl Controller {
                 features: Features::default(),
                 events: Events::default(),
                 errors: super::log::Errors::default(),
+                notifications: NotificationLog::default(),
                 queues: BTreeMap::new(),
                 leaving: Leaving::Nothing,
             }),
@@ -269,6 +273,7 @@ impl Controller {
                 state.status = ControllerStatus(state.status.0 & kept);
                 state.features = Features::default();
                 state.events = Events::default();
+                state.notifications = NotificationLog::default();
             }
             Leaving::ShutDown => {
                 state.status = state.status.with_shutdown(ShutdownStatus::Complete);
@@ -351,6 +356,17 @@ impl Controller {
             information: AsyncEvent::NAMESPACE_ATTRIBUTES_CHANGED,
             log_page: LogPage::CHANGED_NAMESPACES,
         });
+    }
+
+    /// Something happened to the host's registration on a namespace. Nothing is kept for a
+    /// controller that is not enabled: a reset empties the log.
+    pub(super) fn note_reservation(&self, namespace: NamespaceId, event: Event) {
+        if !self.is_enabled() {
+            return;
+        }
+        if self.lock().notifications.push(namespace, event) {
+            self.raise(NotificationLog::ASYNC_EVENT);
+        }
     }
 
     pub(super) fn note_error(&self, entry: ErrorLogEntry) {

@@ -5,8 +5,8 @@ use super::controller::{Controller, Kind};
 use super::event::NOTIFY_ALL;
 use super::fabrics::round_keep_alive;
 use super::limits::IO_QUEUES;
-use super::namespace;
 use super::queue::{Outcome, Queue};
+use super::{namespace, reservation};
 use crate::spec::command::{ALL_NAMESPACES, Feature, QueueCounts, SubmissionEntry};
 use crate::spec::status::{Status, StatusCode};
 
@@ -97,6 +97,10 @@ pub(super) async fn get(
             }
             return with_data(queue, entry, &controller.host().id.bytes()).await;
         }
+        Feature::RESERVATION_NOTIFICATION_MASK => reservation::mask(queue, controller, entry)?,
+        Feature::RESERVATION_PERSISTENCE => {
+            reservation::persistence(queue, controller, entry).await?
+        }
         _ => return Err(invalid_field()),
     };
     Ok(Outcome::result(value.into()))
@@ -117,6 +121,7 @@ async fn with_data(
 pub(super) async fn set(
     queue: &Queue,
     controller: &Controller,
+    key: usize,
     entry: &SubmissionEntry,
     data: Option<&[u8]>,
 ) -> Result<Outcome, Status> {
@@ -125,6 +130,15 @@ pub(super) async fn set(
     }
     check(queue, controller, entry)?;
     let value = entry.feature_value();
+    match entry.feature() {
+        Feature::RESERVATION_NOTIFICATION_MASK => {
+            return reservation::set_mask(queue, controller, entry);
+        }
+        Feature::RESERVATION_PERSISTENCE => {
+            return reservation::set_persistence(queue, controller, key, entry).await;
+        }
+        _ => {}
+    }
     let mut state = controller.lock();
     let features = &mut state.features;
     match entry.feature() {

@@ -21,7 +21,7 @@ use crate::spec::log::NamespaceList;
 use crate::spec::register::VERSION_2_0;
 use crate::spec::status::{Status, StatusCode};
 use crate::units::NamespaceId;
-use crate::volume::Volume;
+use crate::volume::{Keeping, Volume};
 
 /// CSI of the NVM command set.
 const NVM: u8 = 0;
@@ -72,13 +72,15 @@ pub(super) async fn run(
             if let Some(found) = subsystem.namespace(host, entry.nsid())
                 && let Some(key) = found.key
             {
-                let volume = queue.service.catalog.volume(key).await.map_err(status::of)?;
+                let catalog = &queue.service.catalog;
+                let volume = catalog.volume(key).await.map_err(status::of)?;
+                let keeping = catalog.directory().hosts().keeping();
                 match kind {
                     IdentifyKind::COMMAND_SET_NAMESPACE => {}
                     IdentifyKind::INDEPENDENT_NAMESPACE => {
-                        page = independent(found, &volume);
+                        page = independent(found, &volume, keeping);
                     }
-                    _ => page = identify_namespace(found, &volume),
+                    _ => page = identify_namespace(found, &volume, keeping),
                 }
             }
         }
@@ -211,6 +213,7 @@ fn identify_controller(
         IdentifyController::ONCS_COMPARE
             | IdentifyController::ONCS_DATASET_MANAGEMENT
             | IdentifyController::ONCS_WRITE_ZEROES
+            | IdentifyController::ONCS_RESERVATIONS
             | IdentifyController::ONCS_VERIFY
             | IdentifyController::ONCS_COPY,
     );
@@ -244,7 +247,20 @@ fn sharing_attributes(volume: &Volume) -> u8 {
     if volume.is_read_only() { IdentifyNamespace::NSATTR_WRITE_PROTECTED } else { 0 }
 }
 
-fn identify_namespace(found: &Namespace, volume: &Volume) -> [u8; IDENTIFY_SIZE] {
+/// RESCAP: every type; persistence where it can be kept.
+fn reservation_capabilities(keeping: &Keeping) -> u8 {
+    let persist = match keeping {
+        Keeping::Nowhere => 0,
+        Keeping::Folder(_) | Keeping::Volume => IdentifyNamespace::RESCAP_PERSIST,
+    };
+    persist | IdentifyNamespace::RESCAP_ALL_TYPES | IdentifyNamespace::RESCAP_IGNORE_EXISTING_KEY
+}
+
+fn identify_namespace(
+    found: &Namespace,
+    volume: &Volume,
+    keeping: &Keeping,
+) -> [u8; IDENTIFY_SIZE] {
     let Ok(mut page) = IdentifyNamespace::read_from_bytes(&[0; IDENTIFY_SIZE]) else {
         unreachable!("the page has its size");
     };
@@ -258,6 +274,7 @@ fn identify_namespace(found: &Namespace, volume: &Volume) -> [u8; IDENTIFY_SIZE]
         page.features |= IdentifyNamespace::NSFEAT_THIN;
     }
     page.sharing = 1;
+    page.reservation_capabilities = reservation_capabilities(keeping);
     // Deallocated blocks read as zeros; Write Zeroes can deallocate.
     page.deallocate_features = 1 | IdentifyNamespace::DLFEAT_WRITE_ZEROES;
     page.nvm_capacity = [U64::new(volume.size().get()), U64::ZERO];
@@ -277,11 +294,11 @@ fn identify_namespace(found: &Namespace, volume: &Volume) -> [u8; IDENTIFY_SIZE]
     zerocopy::transmute!(page)
 }
 
-fn independent(found: &Namespace, volume: &Volume) -> [u8; IDENTIFY_SIZE] {
+fn independent(found: &Namespace, volume: &Volume, keeping: &Keeping) -> [u8; IDENTIFY_SIZE] {
     let page = IdentifyIndependentNamespace {
         features: 0,
         sharing: 1,
-        reservation_capabilities: 0,
+        reservation_capabilities: reservation_capabilities(keeping),
         format_progress: 0,
         ana_group: U32::new(found.ana_group),
         attributes: sharing_attributes(volume),

@@ -17,7 +17,7 @@ use super::controller::Controller;
 use super::dispatch::Half;
 use super::limits::MAX_TRANSFER;
 use super::queue::{Outcome, Queue};
-use super::{namespace, status};
+use super::{namespace, reservation, status};
 use crate::block::Durability;
 use crate::hw::dma::DmaBuffer;
 use crate::spec::command::{
@@ -25,7 +25,7 @@ use crate::spec::command::{
 };
 use crate::spec::status::{Status, StatusCode};
 use crate::units::ByteOffset;
-use crate::volume::{Error, Volume};
+use crate::volume::{Access, Error, Volume};
 
 /// The largest fused Compare and Write, in blocks (ACWU).
 pub(super) const COMPARE_AND_WRITE_BLOCKS: u16 = 16;
@@ -71,6 +71,12 @@ pub(super) async fn run(
         }
         IoOpcode::VERIFY => verify(queue, key, entry, &volume).await,
         IoOpcode::COPY => copy(queue, key, entry, &volume, data).await,
+        IoOpcode::RESERVATION_REGISTER
+        | IoOpcode::RESERVATION_REPORT
+        | IoOpcode::RESERVATION_ACQUIRE
+        | IoOpcode::RESERVATION_RELEASE => {
+            reservation::run(queue, controller, key, entry, &volume, data).await
+        }
         _ => Err(invalid_opcode()),
     }
 }
@@ -106,7 +112,7 @@ impl Range {
 }
 
 /// The first `length` bytes of what the host sent.
-fn exactly(data: Option<DmaBuffer>, length: usize) -> Result<DmaBuffer, Status> {
+pub(super) fn exactly(data: Option<DmaBuffer>, length: usize) -> Result<DmaBuffer, Status> {
     match data {
         Some(mut data) if data.len() >= length => {
             if data.len() > length {
@@ -252,11 +258,13 @@ async fn manage(
         .map(|range| Range::new(range.lba().get(), range.block_count().get(), volume))
         .collect();
     let ranges = ranges?;
+    queue.begin(key)?;
+    // Also of those that may do nothing: a reservation stops the command, not its effects.
+    volume.check(Access::Write).map_err(status::of)?;
     if !entry.is_deallocate() {
         // The other attributes are hints.
         return Ok(Outcome::success());
     }
-    queue.begin(key)?;
     for range in ranges.iter().filter(|range| range.length > 0) {
         volume.discard(ByteOffset(range.start), range.length).await.map_err(status::of)?;
     }
@@ -274,7 +282,10 @@ async fn compare(
     if *found != *expected {
         return Err(StatusCode::COMPARE_FAILURE.into());
     }
-    force(entry, volume).await
+    if entry.force_unit_access() == ForceUnitAccess::Yes {
+        volume.flush_what_was_read().await.map_err(status::of)?;
+    }
+    Ok(Outcome::success())
 }
 
 async fn verify(
@@ -340,6 +351,9 @@ async fn copy(
     }
     let mut to = Range::new(entry.lba().get(), total, volume)?.start;
     queue.begin(key)?;
+    // Each step asks for itself, so that a preempt stops what is left; none begins if the host
+    // may only read.
+    volume.check(Access::ReadAndWrite).map_err(status::of)?;
     for source in sources {
         for at in (0..source.length).step_by(STEP) {
             let length = (source.length - at).min(STEP as u64);
@@ -402,6 +416,8 @@ async fn exchange(
     queue.begin(key).map_err(|status| (status, true))?;
     queue.begin(other).map_err(|status| (status, false))?;
     let start = ByteOffset(range.start);
+    // A reservation stops both; the conflict is told of the half that it is with.
+    volume.check(Access::Read).map_err(|error| (status::of(error), true))?;
     let done = volume.compare_and_write(start, &expected, data, durability(write)).await;
     done.map_err(|error| (status::of(error), false))
 }

@@ -14,6 +14,7 @@ use crate::spec::command::{AdminOpcode, Feature, IoOpcode, SubmissionEntry};
 use crate::spec::log::{
     ErrorLogEntry, LogPage, NAMESPACE_LIST_ENTRIES, NAMESPACE_LIST_OVERFLOW, SmartLog,
 };
+use crate::spec::reservation::NotificationPage;
 use crate::spec::status::{Status, StatusCode};
 use crate::units::{NamespaceId, QueueId};
 
@@ -37,6 +38,7 @@ const PAGES: &[LogPage] = &[
     LogPage::COMMAND_EFFECTS,
     LogPage::ANA,
     FEATURE_EFFECTS,
+    LogPage::RESERVATION_NOTIFICATION,
 ];
 const DISCOVERY_PAGES: &[LogPage] = &[LogPage::SUPPORTED, FEATURE_EFFECTS, LogPage::DISCOVERY];
 
@@ -57,6 +59,10 @@ const IO_COMMANDS: &[(IoOpcode, u32)] = &[
     (IoOpcode::WRITE_ZEROES, SUPPORTED | CHANGES_BLOCKS),
     (IoOpcode::DATASET_MANAGEMENT, SUPPORTED | CHANGES_BLOCKS),
     (IoOpcode::VERIFY, SUPPORTED),
+    (IoOpcode::RESERVATION_REGISTER, SUPPORTED),
+    (IoOpcode::RESERVATION_REPORT, SUPPORTED),
+    (IoOpcode::RESERVATION_ACQUIRE, SUPPORTED),
+    (IoOpcode::RESERVATION_RELEASE, SUPPORTED),
     (IoOpcode::COPY, SUPPORTED | CHANGES_BLOCKS),
 ];
 const FEATURES: &[Feature] = &[
@@ -71,6 +77,8 @@ const FEATURES: &[Feature] = &[
     Feature::KEEP_ALIVE_TIMER,
     Feature::HOST_BEHAVIOR,
     Feature::HOST_IDENTIFIER,
+    Feature::RESERVATION_NOTIFICATION_MASK,
+    Feature::RESERVATION_PERSISTENCE,
 ];
 const DISCOVERY_FEATURES: &[Feature] =
     &[Feature::ASYNC_EVENT_CONFIGURATION, Feature::KEEP_ALIVE_TIMER];
@@ -138,6 +146,7 @@ pub(super) async fn run(
         LogPage::CHANGED_NAMESPACES => changed_namespaces(controller, clear),
         LogPage::COMMAND_EFFECTS => command_effects(),
         LogPage::ANA => ana(queue, controller, entry.dword10.get() & GROUPS_ONLY != 0)?,
+        LogPage::RESERVATION_NOTIFICATION => notification(controller, offset, length),
         FEATURE_EFFECTS => feature_effects(if discovery { DISCOVERY_FEATURES } else { FEATURES }),
         _ => {
             let model = queue.service.target.model();
@@ -207,6 +216,15 @@ fn changed_namespaces(controller: &Controller, clear: bool) -> Vec<u8> {
         None => put(&mut page, 0, NAMESPACE_LIST_OVERFLOW),
     }
     page
+}
+
+/// The oldest notification. It is taken by whoever reads the page as a whole; a part of it can be
+/// looked at without losing it.
+fn notification(controller: &Controller, offset: u64, length: u64) -> Vec<u8> {
+    let whole = offset == 0 && length >= size_of::<NotificationPage>() as u64;
+    let notifications = &mut controller.lock().notifications;
+    let page = if whole { notifications.next_page() } else { notifications.first_page() };
+    page.as_bytes().to_vec()
 }
 
 fn command_effects() -> Vec<u8> {

@@ -150,6 +150,17 @@ impl Model {
         self.exports().subsystems.get(nqn).cloned()
     }
 
+    /// The subsystem in which a volume is a namespace, and which.
+    #[must_use]
+    pub fn namespace_of(&self, volume: Key) -> Option<(Arc<Subsystem>, NamespaceId)> {
+        let exports = self.exports();
+        exports.subsystems.values().find_map(|subsystem| {
+            let mut namespaces = subsystem.namespaces.values();
+            let found = namespaces.find(|namespace| namespace.key == Some(volume))?;
+            Some((Arc::clone(subsystem), found.id))
+        })
+    }
+
     /// The addresses of all listeners.
     #[must_use]
     pub fn listeners(&self) -> BTreeSet<SocketAddr> {
@@ -176,14 +187,9 @@ impl Model {
 
     /// A volume has another size now: hosts that see it are told. Never blocks on a file.
     pub fn volume_changed(&self, key: Key) {
-        let exports = self.exports();
-        for subsystem in exports.subsystems.values() {
-            for namespace in subsystem.namespaces.values() {
-                if namespace.key == Some(key) {
-                    let (subsystem, namespace) = (subsystem.nqn.clone(), namespace.id);
-                    self.tell(&[Change::Namespace { subsystem, namespace }]);
-                }
-            }
+        if let Some((subsystem, namespace)) = self.namespace_of(key) {
+            let subsystem = subsystem.nqn.clone();
+            self.tell(&[Change::Namespace { subsystem, namespace }]);
         }
     }
 

@@ -16,6 +16,10 @@ pub(super) fn of(error: Error) -> Status {
         Error::PastEnd { .. } => Status::of(StatusCode::LBA_OUT_OF_RANGE).do_not_retry(),
         Error::NoMemory { .. } => StatusCode::COMMAND_INTERRUPTED.into(),
         Error::ReservationConflict => Status::of(StatusCode::RESERVATION_CONFLICT).do_not_retry(),
+        // It could not be stored, or there is no room now: later it may succeed.
+        Error::Reservation { status: StatusCode::INTERNAL_ERROR, .. } => {
+            StatusCode::INTERNAL_ERROR.into()
+        }
         Error::Reservation { status, .. } => Status::of(status).do_not_retry(),
         Error::ReservedName
         | Error::OtherPool

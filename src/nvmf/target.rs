@@ -17,9 +17,13 @@ use super::model::{Change, Model};
 use super::queue::Queue;
 use super::service::Service;
 use crate::reactor::Remote;
+use crate::reservation::Notification;
 use crate::spec::command::SubmissionEntry;
 use crate::spec::log::{AsyncEvent, AsyncEventType, LogPage};
+use crate::spec::reservation::HostId;
 use crate::spec::status::Status;
+use crate::units::ControllerId;
+use crate::volume::Key;
 
 /// The two ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,6 +204,11 @@ impl Target {
             let concerned = |nqn: &str| controller.subsystem() == nqn;
             match change {
                 Change::Namespace { subsystem, namespace } if concerned(subsystem) => {
+                    let known = self.model.subsystem(subsystem);
+                    let host = &controller.host().nqn;
+                    if known.is_none_or(|known| known.namespace(host, *namespace).is_none()) {
+                        controller.lock().notifications.remove_namespace(*namespace);
+                    }
                     controller.note_namespace(namespace.get());
                 }
                 Change::Ana { subsystem } if concerned(subsystem) => controller.raise(AsyncEvent {
@@ -224,6 +233,38 @@ impl Target {
                     });
                 }
                 _ => {}
+            }
+        }
+    }
+
+    /// A controller of each host that has one in a subsystem, the one with the lowest identifier.
+    pub(super) fn controllers_of_hosts(&self, subsystem: &str) -> HashMap<HostId, ControllerId> {
+        let mut found = HashMap::new();
+        for controller in self.controllers() {
+            if controller.kind() == Kind::Io && controller.subsystem() == subsystem {
+                let id = ControllerId(controller.id());
+                let lowest = found.entry(controller.host().id).or_insert(id);
+                *lowest = id.min(*lowest);
+            }
+        }
+        found
+    }
+
+    /// Tells every controller of the hosts whom a change of a volume's reservations concerns. To
+    /// be what listens to the hosts of the directory (see [`crate::volume::Hosts::listen`]).
+    pub fn reservations_changed(&self, volume: Key, told: &[Notification]) {
+        let Some((subsystem, namespace)) = self.model.namespace_of(volume) else { return };
+        // A command tells each host one thing.
+        let events: HashMap<HostId, _> = told.iter().map(|told| (told.host, told.event)).collect();
+        for controller in self.controllers() {
+            let concerned =
+                controller.kind() == Kind::Io && controller.subsystem() == subsystem.nqn;
+            let host = controller.host();
+            if let Some(event) = events.get(&host.id)
+                && concerned
+                && subsystem.namespace(&host.nqn, namespace).is_some()
+            {
+                controller.note_reservation(namespace, *event);
             }
         }
     }

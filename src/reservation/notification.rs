@@ -144,13 +144,22 @@ impl NotificationLog {
         self.pages.len()
     }
 
-    /// Takes the oldest page, or an empty one if none waits. Each Get Log Page takes one.
+    /// Takes the oldest page, or an empty one if none waits. Each Get Log Page that reads a whole
+    /// page takes one.
     pub fn next_page(&mut self) -> NotificationPage {
-        let page = self.pages.pop_front();
+        let page = self.first_page();
+        self.pages.pop_front();
+        page
+    }
+
+    /// The oldest page, which stays; or an empty one if none waits.
+    #[must_use]
+    pub fn first_page(&self) -> NotificationPage {
+        let page = self.pages.front();
         let mut wire = NotificationPage {
             count: 0.into(),
             event: ReservationEvent::EMPTY.0,
-            available: u8::try_from(self.pages.len()).unwrap_or(u8::MAX),
+            available: u8::try_from(self.pages.len().saturating_sub(1)).unwrap_or(u8::MAX),
             reserved10: [0; 2],
             namespace: 0.into(),
             reserved16: [0; 48],

@@ -2,7 +2,6 @@
 
 use zerocopy::IntoBytes;
 
-use super::command::Persistence;
 use super::state::{Registrant, Reservations};
 use crate::spec::command::SubmissionEntry;
 use crate::spec::reservation::{
@@ -60,8 +59,6 @@ pub fn report(
     controller_of: impl Fn(HostId) -> Option<ControllerId>,
 ) -> Result<Vec<u8>, StatusCode> {
     let reservation_type = state.reservation().map_or(0, |held| held.reservation_type().wire());
-    // Behind a fence nothing is stored, so nothing persists.
-    let persists = state.persistence() == Persistence::ThroughPowerLoss && state.fence().is_none();
     let Ok(count) = u16::try_from(state.registrants().len()) else {
         unreachable!("MAX_REGISTRANTS fits in 16 bits");
     };
@@ -70,7 +67,7 @@ pub fn report(
         reservation_type,
         registered_controllers: count.into(),
         reserved7: [0; 2],
-        persistence: u8::from(persists),
+        persistence: u8::from(state.persists()),
         reserved10: [0; 14],
     };
     let mut bytes = match format {

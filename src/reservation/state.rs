@@ -184,6 +184,13 @@ impl Reservations {
         self.persistence
     }
 
+    /// Whether registrations and the reservation outlive a power loss. Behind a fence nothing is
+    /// stored, so nothing does.
+    #[must_use]
+    pub fn persists(&self) -> bool {
+        self.persistence == Persistence::ThroughPowerLoss && self.fence.is_none()
+    }
+
     /// Who has registered, in the order in which they did.
     #[must_use]
     pub fn registrants(&self) -> &[Registrant] {

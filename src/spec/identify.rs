@@ -439,6 +439,12 @@ impl IdentifyNamespace {
     pub const DLFEAT_WRITE_ZEROES: u8 = 1 << 3;
     /// NSATTR: write protected.
     pub const NSATTR_WRITE_PROTECTED: u8 = 1;
+    /// RESCAP: reservations can persist through power loss.
+    pub const RESCAP_PERSIST: u8 = 1;
+    /// RESCAP: all six types of reservation.
+    pub const RESCAP_ALL_TYPES: u8 = 0b111_1110;
+    /// RESCAP: IEKEY means what revision 1.3 or later says.
+    pub const RESCAP_IGNORE_EXISTING_KEY: u8 = 1 << 7;
 
     /// Index of the format in use (FLBAS), 0 to 63.
     #[must_use]

@@ -344,6 +344,18 @@ impl Volume {
         result
     }
 
+    /// As [`Volume::flush`], for a Compare with force unit access: makes what was read durable, and
+    /// counts as a read.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn flush_what_was_read(&self) -> Result<(), Error> {
+        let flush = async { self.io.flush().await.map_err(Error::from) };
+        let result = self.admitted(Access::Read, flush).await;
+        self.count(&result, |counters| counters.flushes += 1);
+        result
+    }
+
     /// Makes a range read as zeros and gives back the storage of the whole clusters in it. What
     /// lies behind the end is ignored.
     ///

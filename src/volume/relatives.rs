@@ -117,6 +117,14 @@ impl PoolOwner {
         Ok(self.store.decouple_volume(entry.blob()).await?)
     }
 
+    /// See [`lvol::Store::set_read_only`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn set_read_only(&self, entry: &Entry) -> Result<(), Error> {
+        Ok(self.store.set_read_only(entry.blob()).await?)
+    }
+
     /// See [`lvol::Store::set_parent`].
     ///
     /// # Errors
@@ -182,7 +190,16 @@ impl Catalog {
         self.ask(from, call).await
     }
 
-    /// See [`PoolOwner::inflate`].
+    /// See [`PoolOwner::set_read_only`]. It takes from every host what it may write.
+    ///
+    /// # Errors
+    /// As there, and [`Error::ReservationConflict`].
+    pub async fn set_read_only(&self, entry: &Arc<Entry>) -> Result<(), Error> {
+        self.check_local(entry, Access::Write)?;
+        self.ask(entry, |owner, entry| async move { owner.set_read_only(&entry).await }).await
+    }
+
+    /// See [`PoolOwner::inflate`]. No reservation stops it: no host reads anything else after it.
     ///
     /// # Errors
     /// As there.
@@ -190,7 +207,7 @@ impl Catalog {
         self.ask(entry, |owner, entry| async move { owner.inflate(&entry).await }).await
     }
 
-    /// See [`PoolOwner::decouple`].
+    /// See [`PoolOwner::decouple`]. No reservation stops it, as for [`Catalog::inflate`].
     ///
     /// # Errors
     /// As there.

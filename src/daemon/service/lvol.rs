@@ -1,6 +1,5 @@
 //! Pools and their volumes.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -92,12 +91,7 @@ impl LvolMethods for DaemonService {
 
     fn bdev_lvol_set_read_only(&self, parameters: SelectLvol) -> Answer<bool> {
         let entry = self.volume(&parameters.name)?;
-        let blob = entry.blob();
-        let set = move |owner: Rc<volume::PoolOwner>| async move {
-            owner.store().set_read_only(blob).await
-        };
-        let result = entry.pool().owner().call_blocking(set).map_err(RpcError::internal)?;
-        result.map_err(|error| failed(&error.into()))?;
+        self.operate(move |catalog| async move { catalog.set_read_only(&entry).await })?;
         Ok(true)
     }
 

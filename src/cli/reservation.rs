@@ -1,15 +1,17 @@
 //! `lvolfs reservation`.
 
-use clap::Subcommand;
+use clap::builder::PossibleValue;
+use clap::{Subcommand, ValueEnum};
 
 use super::ask::Daemon;
 use super::pretty;
 use super::table::Table;
 use crate::config::VolumeName;
 use crate::control::types::{
-    AcquireReservation, PreemptReservation, RegisterReservation, ReservationKind,
-    ReservationStatus, ResetReservation, SelectLvol,
+    AcquireReservation, PreemptReservation, RegisterReservation, ReservationStatus,
+    ResetReservation, SelectLvol,
 };
+use crate::spec::reservation::ReservationType;
 
 /// What to do with the reservations of a volume. All but `reset` act for the local mount, which
 /// is one host among those that use the volume.
@@ -40,7 +42,7 @@ pub enum ReservationVerb {
         volume: VolumeName,
         /// Its type
         #[arg(value_name = "TYPE")]
-        kind: ReservationKind,
+        kind: ReservationType,
     },
     /// Remove the registrants that have a key, and take over the reservation if they hold it
     Preempt {
@@ -52,7 +54,7 @@ pub enum ReservationVerb {
         key: u64,
         /// The type to take
         #[arg(value_name = "TYPE")]
-        kind: ReservationKind,
+        kind: ReservationType,
         /// Also wait until what they had under way has ended
         #[arg(long)]
         abort: bool,
@@ -81,6 +83,32 @@ pub enum ReservationVerb {
         #[arg(long)]
         force: bool,
     },
+}
+
+impl ValueEnum for ReservationType {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Self::WriteExclusive => "Only the holder writes",
+            Self::ExclusiveAccess => "Only the holder reads and writes",
+            Self::WriteExclusiveRegistrantsOnly => {
+                "Only registrants write; one of them is the holder"
+            }
+            Self::ExclusiveAccessRegistrantsOnly => {
+                "Only registrants read and write; one of them is the holder"
+            }
+            Self::WriteExclusiveAllRegistrants => {
+                "Only registrants write; each of them is a holder"
+            }
+            Self::ExclusiveAccessAllRegistrants => {
+                "Only registrants read and write; each of them is a holder"
+            }
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
 }
 
 /// A key: decimal, or hexadecimal after 0x.
@@ -141,7 +169,7 @@ impl Daemon {
 
 fn told(status: &ReservationStatus) -> String {
     let mut table = Table::new(&["VOLUME", &status.name]);
-    table.fact("reservation", status.kind.map_or("none", ReservationKind::word));
+    table.fact("reservation", status.kind.map_or("none", ReservationType::name));
     table.fact("persists", if status.persist { "yes" } else { "no" });
     table.fact("generation", status.generation);
     table.fact("local host", status.local_host);

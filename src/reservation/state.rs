@@ -3,74 +3,11 @@
 use super::command::{Key, Persistence};
 use super::persistence::Damage;
 use crate::spec::reservation::HostId;
+pub use crate::spec::reservation::ReservationType;
 
 /// The most registrants of a namespace. A report of as many takes 64 KiB, their file 100 KiB;
 /// SPDK reads files of up to 16.
 pub const MAX_REGISTRANTS: usize = 1024;
-
-/// The types of a reservation (RTYPE).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ReservationType {
-    /// Only the holder writes.
-    WriteExclusive = 1,
-    /// Only the holder reads and writes.
-    ExclusiveAccess = 2,
-    /// Only registrants write; one of them is the holder.
-    WriteExclusiveRegistrantsOnly = 3,
-    /// Only registrants read and write; one of them is the holder.
-    ExclusiveAccessRegistrantsOnly = 4,
-    /// Only registrants write; each of them is a holder.
-    WriteExclusiveAllRegistrants = 5,
-    /// Only registrants read and write; each of them is a holder.
-    ExclusiveAccessAllRegistrants = 6,
-}
-
-impl ReservationType {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 6] = [
-        Self::WriteExclusive,
-        Self::ExclusiveAccess,
-        Self::WriteExclusiveRegistrantsOnly,
-        Self::ExclusiveAccessRegistrantsOnly,
-        Self::WriteExclusiveAllRegistrants,
-        Self::ExclusiveAccessAllRegistrants,
-    ];
-
-    /// The type of RTYPE `value`; `None` for 0 and reserved values.
-    #[must_use]
-    pub fn from_wire(value: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|known| known.wire() == value)
-    }
-
-    /// RTYPE.
-    #[must_use]
-    pub const fn wire(self) -> u8 {
-        self as u8
-    }
-
-    /// Whether every registrant is a holder.
-    #[must_use]
-    pub const fn is_all_registrants(self) -> bool {
-        matches!(self, Self::WriteExclusiveAllRegistrants | Self::ExclusiveAccessAllRegistrants)
-    }
-
-    /// Whether only the one holder may write, not each registrant.
-    #[must_use]
-    pub const fn is_for_holder_alone(self) -> bool {
-        matches!(self, Self::WriteExclusive | Self::ExclusiveAccess)
-    }
-
-    /// Whether those who may not write may not read either.
-    #[must_use]
-    pub const fn is_exclusive_access(self) -> bool {
-        matches!(
-            self,
-            Self::ExclusiveAccess
-                | Self::ExclusiveAccessRegistrantsOnly
-                | Self::ExclusiveAccessAllRegistrants
-        )
-    }
-}
 
 /// Who holds a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -60,6 +60,87 @@ impl fmt::Debug for HostId {
     }
 }
 
+/// The types of a reservation (RTYPE). In JSON and on the command line a type is its
+/// [name](ReservationType::name).
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReservationType {
+    /// Only the holder writes.
+    WriteExclusive = 1,
+    /// Only the holder reads and writes.
+    ExclusiveAccess = 2,
+    /// Only registrants write; one of them is the holder.
+    WriteExclusiveRegistrantsOnly = 3,
+    /// Only registrants read and write; one of them is the holder.
+    ExclusiveAccessRegistrantsOnly = 4,
+    /// Only registrants write; each of them is a holder.
+    WriteExclusiveAllRegistrants = 5,
+    /// Only registrants read and write; each of them is a holder.
+    ExclusiveAccessAllRegistrants = 6,
+}
+
+impl ReservationType {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 6] = [
+        Self::WriteExclusive,
+        Self::ExclusiveAccess,
+        Self::WriteExclusiveRegistrantsOnly,
+        Self::ExclusiveAccessRegistrantsOnly,
+        Self::WriteExclusiveAllRegistrants,
+        Self::ExclusiveAccessAllRegistrants,
+    ];
+
+    /// Its name, for people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WriteExclusive => "write-exclusive",
+            Self::ExclusiveAccess => "exclusive-access",
+            Self::WriteExclusiveRegistrantsOnly => "write-exclusive-registrants-only",
+            Self::ExclusiveAccessRegistrantsOnly => "exclusive-access-registrants-only",
+            Self::WriteExclusiveAllRegistrants => "write-exclusive-all-registrants",
+            Self::ExclusiveAccessAllRegistrants => "exclusive-access-all-registrants",
+        }
+    }
+
+    /// The type of RTYPE `value`; `None` for 0 and reserved values.
+    #[must_use]
+    pub fn from_wire(value: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.wire() == value)
+    }
+
+    /// RTYPE.
+    #[must_use]
+    pub const fn wire(self) -> u8 {
+        self as u8
+    }
+
+    /// Whether every registrant is a holder.
+    #[must_use]
+    pub const fn is_all_registrants(self) -> bool {
+        matches!(self, Self::WriteExclusiveAllRegistrants | Self::ExclusiveAccessAllRegistrants)
+    }
+
+    /// Whether only the one holder may write, not each registrant.
+    #[must_use]
+    pub const fn is_for_holder_alone(self) -> bool {
+        matches!(self, Self::WriteExclusive | Self::ExclusiveAccess)
+    }
+
+    /// Whether those who may not write may not read either.
+    #[must_use]
+    pub const fn is_exclusive_access(self) -> bool {
+        matches!(
+            self,
+            Self::ExclusiveAccess
+                | Self::ExclusiveAccessRegistrantsOnly
+                | Self::ExclusiveAccessAllRegistrants
+        )
+    }
+}
+
 open_enum! {
     /// What a Reservation Register does (RREGA).
     RegisterAction(u8) {
@@ -385,6 +466,17 @@ mod tests {
         assert_eq!((report.opcode, report.dword10.get(), report.dword11.get()), (0x0e, 31, 1));
         assert_eq!(report.report_length(), 128);
         assert!(report.wants_extended_report());
+    }
+
+    #[test]
+    fn types_have_their_numbers_and_names() {
+        for (wire, kind) in (1_u8..).zip(ReservationType::ALL) {
+            assert_eq!((kind.wire(), ReservationType::from_wire(wire)), (wire, Some(kind)));
+            let name = serde_json::to_value(kind).unwrap();
+            assert_eq!(name, kind.name());
+            assert_eq!(serde_json::from_value::<ReservationType>(name).unwrap(), kind);
+        }
+        assert_eq!([0, 7, 255].map(ReservationType::from_wire), [None; 3]);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::spec::reservation::ReservationType;
+
 /// Of `lvolfs_reservation_register`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,7 +31,7 @@ pub struct AcquireReservation {
     pub name: String,
     /// The type to take.
     #[serde(rename = "type")]
-    pub kind: ReservationKind,
+    pub kind: ReservationType,
 }
 
 /// Of `lvolfs_reservation_preempt`.
@@ -42,7 +44,7 @@ pub struct PreemptReservation {
     pub key: u64,
     /// The type to take, if they hold the reservation.
     #[serde(rename = "type")]
-    pub kind: ReservationKind,
+    pub kind: ReservationType,
     /// Also wait until their operations have ended.
     #[serde(default)]
     pub abort: bool,
@@ -72,49 +74,6 @@ pub struct ReservationReset {
     pub removed: usize,
 }
 
-/// A type of reservation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum ReservationKind {
-    /// Only the holder writes
-    WriteExclusive,
-    /// Only the holder reads and writes
-    ExclusiveAccess,
-    /// Only registrants write; one of them is the holder
-    WriteExclusiveRegistrantsOnly,
-    /// Only registrants read and write; one of them is the holder
-    ExclusiveAccessRegistrantsOnly,
-    /// Only registrants write; each of them is a holder
-    WriteExclusiveAllRegistrants,
-    /// Only registrants read and write; each of them is a holder
-    ExclusiveAccessAllRegistrants,
-}
-
-impl ReservationKind {
-    /// All of them, in the order of their numbers, which begin with 1.
-    pub const ALL: [Self; 6] = [
-        Self::WriteExclusive,
-        Self::ExclusiveAccess,
-        Self::WriteExclusiveRegistrantsOnly,
-        Self::ExclusiveAccessRegistrantsOnly,
-        Self::WriteExclusiveAllRegistrants,
-        Self::ExclusiveAccessAllRegistrants,
-    ];
-
-    /// The name, as commands and answers have it.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::WriteExclusive => "write-exclusive",
-            Self::ExclusiveAccess => "exclusive-access",
-            Self::WriteExclusiveRegistrantsOnly => "write-exclusive-registrants-only",
-            Self::ExclusiveAccessRegistrantsOnly => "exclusive-access-registrants-only",
-            Self::WriteExclusiveAllRegistrants => "write-exclusive-all-registrants",
-            Self::ExclusiveAccessAllRegistrants => "exclusive-access-all-registrants",
-        }
-    }
-}
-
 /// The reservations of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReservationStatus {
@@ -124,7 +83,7 @@ pub struct ReservationStatus {
     pub uuid: Uuid,
     /// The type of the reservation that is held.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
-    pub kind: Option<ReservationKind>,
+    pub kind: Option<ReservationType>,
     /// The registrants, in the order in which they registered.
     pub registrants: Vec<RegistrantStatus>,
     /// Changes with every command that changes registrations.

@@ -3,12 +3,12 @@
 use super::{Answer, DaemonService};
 use crate::control::ReservationMethods;
 use crate::control::types::{
-    AcquireReservation, PreemptReservation, RegisterReservation, RegistrantStatus, ReservationKind,
+    AcquireReservation, PreemptReservation, RegisterReservation, RegistrantStatus,
     ReservationReset, ReservationStatus, ResetReservation, SelectLvol,
 };
 use crate::reservation::{
-    Acquire, Command, ExistingKey, Key, Persistence, Register, Release, ReservationType,
-    Reservations, Rights,
+    Acquire, Command, ExistingKey, Key, Persistence, Register, Release, Reservation, Reservations,
+    Rights,
 };
 use crate::volume::{self, Entry};
 
@@ -45,7 +45,7 @@ impl DaemonService {
         ReservationStatus {
             name: format!("{}/{}", entry.pool().name(), entry.name()),
             uuid: entry.uuid(),
-            kind: state.reservation().map(|held| kind(held.reservation_type())),
+            kind: state.reservation().map(Reservation::reservation_type),
             registrants: registrants.collect(),
             generation: state.generation(),
             persist: state.persistence() == Persistence::ThroughPowerLoss,
@@ -86,7 +86,7 @@ impl ReservationMethods for DaemonService {
         parameters: AcquireReservation,
     ) -> Answer<ReservationStatus> {
         let AcquireReservation { name, kind } = parameters;
-        let (action, reservation_type) = (Acquire::Acquire, of_kind(kind));
+        let (action, reservation_type) = (Acquire::Acquire, kind);
         self.reserve(&name, |_, key| Command::Acquire { action, key, reservation_type })
     }
 
@@ -99,13 +99,13 @@ impl ReservationMethods for DaemonService {
             true => Acquire::PreemptAndAbort(Key(victim)),
             false => Acquire::Preempt(Key(victim)),
         };
-        let reservation_type = of_kind(kind);
+        let reservation_type = kind;
         self.reserve(&name, |_, key| Command::Acquire { action, key, reservation_type })
     }
 
     fn lvolfs_reservation_release(&self, parameters: SelectLvol) -> Answer<ReservationStatus> {
         self.reserve(&parameters.name, |state, key| {
-            let held = state.reservation().map(crate::reservation::Reservation::reservation_type);
+            let held = state.reservation().map(Reservation::reservation_type);
             Command::Release { action: Release::Release(held), key }
         })
     }
@@ -124,12 +124,4 @@ impl ReservationMethods for DaemonService {
         let volume::Reset { fence, set_aside, removed } = reset;
         Ok(ReservationReset { fence, set_aside, removed })
     }
-}
-
-fn kind(reservation_type: ReservationType) -> ReservationKind {
-    ReservationKind::ALL[usize::from(reservation_type.wire()) - 1]
-}
-
-fn of_kind(kind: ReservationKind) -> ReservationType {
-    ReservationType::ALL[kind as usize]
 }

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::stream::{Socket, Stream};
 use super::target::{Peer, Target};
 use crate::hw::dma::DmaBuffer;
 use crate::hw::event::EventFd;
-use crate::reactor::{Instant, Poller, Reactor, Readiness, Registration, Remote};
+use crate::reactor::{Instant, Poller, Reactor, Readiness, Registration, Remote, Sleep};
 use crate::volume::Catalog;
 
 /// How long accepting pauses after an error, most likely for want of descriptors.
@@ -167,8 +167,8 @@ impl Service {
                 let hosts = Rc::new(Hosts(Arc::new(event)));
                 *self.waiting.borrow_mut() = Some(self.reactor.register(hosts));
             }
-            let service = Rc::clone(self);
-            self.reactor.spawn(async move { service.tick().await });
+            let pause = self.reactor.sleep(TICK);
+            self.reactor.spawn(Self::tick(Rc::downgrade(self), pause));
         }
         queue.number.set(key);
         key
@@ -191,18 +191,26 @@ impl Service {
         }
     }
 
-    /// Looks at every connection now and then, as long as there are any.
-    async fn tick(self: Rc<Self>) {
-        while self.connections() > 0 {
-            self.reactor.sleep(TICK).await;
+    /// Looks at every connection now and then, as long as there are any. Does not keep the service,
+    /// and with it its reactor, alive: a service that was drained and dropped is gone at once.
+    async fn tick(this: Weak<Self>, mut pause: Sleep) {
+        loop {
+            pause.await;
+            let Some(service) = this.upgrade() else { return };
+            let connections = service.connections.borrow();
             let queues: Vec<_> =
-                self.connections.borrow().iter().map(|(_, (queue, _))| Rc::clone(queue)).collect();
-            for queue in queues {
-                self.inspect(&queue);
+                connections.iter().map(|(_, (queue, _))| Rc::clone(queue)).collect();
+            drop(connections);
+            for queue in &queues {
+                service.inspect(queue);
             }
+            if service.connections() == 0 {
+                drop(service.waiting.take());
+                service.ticking.set(false);
+                return;
+            }
+            pause = service.reactor.sleep(TICK);
         }
-        drop(self.waiting.take());
-        self.ticking.set(false);
     }
 
     fn inspect(&self, queue: &Rc<Queue>) {

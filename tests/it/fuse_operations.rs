@@ -47,6 +47,16 @@ pub(crate) fn defaults() -> Attributes {
 impl Served {
     pub(crate) async fn format(reactor: &Rc<Reactor>, device: AnyDevice) -> Self {
         let arena = DmaArena::new(ByteCount(32 << 20), false).unwrap();
+        Self::format_in(reactor, device, arena, Directory::default()).await
+    }
+
+    /// As [`Served::format`], with memory and a directory that the test chose.
+    pub(crate) async fn format_in(
+        reactor: &Rc<Reactor>,
+        device: AnyDevice,
+        arena: DmaArena,
+        directory: Directory,
+    ) -> Self {
         let options = FormatOptions {
             name: "p".into(),
             uuid: None,
@@ -54,14 +64,23 @@ impl Served {
         };
         let channel = device.channel(reactor, &arena).unwrap();
         Store::format(&channel, &arena, &options).await.unwrap();
-        Self::open(reactor, device, arena).await
+        Self::open_in(reactor, device, arena, directory).await
     }
 
     pub(crate) async fn open(reactor: &Rc<Reactor>, device: AnyDevice, arena: DmaArena) -> Self {
+        Self::open_in(reactor, device, arena, Directory::default()).await
+    }
+
+    /// As [`Served::open`], into a directory that the test chose.
+    pub(crate) async fn open_in(
+        reactor: &Rc<Reactor>,
+        device: AnyDevice,
+        arena: DmaArena,
+        directory: Directory,
+    ) -> Self {
         let channel = device.channel(reactor, &arena).unwrap();
         let store = Store::open(channel.clone(), reactor, &arena).await.unwrap();
         let remote = store.remote().unwrap();
-        let directory = Directory::default();
         let (owner, pool) = PoolOwner::open(reactor, store, &directory, defaults()).await.unwrap();
         let catalog = Rc::new(Catalog::new(reactor, &arena, &directory));
         catalog.attach(&pool, remote, channel).await.unwrap();

@@ -7,5 +7,7 @@ mod fabrics;
 pub(crate) mod host;
 mod io;
 pub(crate) mod pipe;
+mod reservations;
+mod reservations_random;
 mod rig;
 mod sequences;

@@ -2,7 +2,8 @@
 
 mod doors;
 mod files;
-mod model;
+pub(crate) mod model;
+mod power_cut;
 mod preempt;
 mod tables;
 

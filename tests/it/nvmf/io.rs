@@ -29,7 +29,7 @@ pub(super) async fn fetch(host: &mut Host<Pipe>, lba: u64, blocks: usize) -> Vec
     host.run(read(lba, blocks), &[], (blocks * BLOCK) as u32).await.ok().data
 }
 
-fn with_opcode(opcode: IoOpcode, lba: u64, blocks: usize) -> SubmissionEntry {
+pub(super) fn with_opcode(opcode: IoOpcode, lba: u64, blocks: usize) -> SubmissionEntry {
     let mut entry = write(lba, blocks);
     entry.opcode = opcode.0;
     entry
@@ -167,7 +167,7 @@ fn compare_verify_and_copy() {
 }
 
 /// Sends a compare and a write as one operation; the two answers in the order of the commands.
-async fn exchange(
+pub(super) async fn exchange(
     io: &mut Host<Pipe>,
     compare: SubmissionEntry,
     expected: &[u8],

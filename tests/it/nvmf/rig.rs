@@ -65,7 +65,12 @@ pub(super) fn with_device(device: AnyDevice, test: impl AsyncFnOnce(Rc<Rig>)) {
 
 impl Rig {
     pub(super) async fn new(reactor: &Rc<Reactor>, device: AnyDevice) -> Self {
-        let served = Served::format(reactor, device).await;
+        Self::of(Served::format(reactor, device).await).await
+    }
+
+    /// A target for what is served; the volumes are made unless they are there.
+    pub(super) async fn of(served: Served) -> Self {
+        let reactor = &Rc::clone(&served.reactor);
         let catalog = Rc::new(Catalog::new(reactor, &served.arena, &served.directory));
         let channel = served.device.channel(reactor, &served.arena).unwrap();
         catalog.attach(&served.pool, served.store(), channel).await.unwrap();
@@ -85,7 +90,10 @@ impl Rig {
                 uuid: None,
                 attributes: None,
             };
-            let entry = catalog.create(&served.pool, new).await.unwrap();
+            let entry = match served.directory.find_volume(served.pool.key(), name) {
+                Some(entry) => entry,
+                None => catalog.create(&served.pool, new).await.unwrap(),
+            };
             let new = NewNamespace::of("p", entry.uuid(), Some(entry.key()));
             model.add_namespace(SUBSYSTEM, new).unwrap();
             volumes.push(entry);
@@ -93,6 +101,11 @@ impl Rig {
         let target = Target::new(Arc::clone(&model));
         let told = Arc::clone(&target);
         model.subscribe(move |change| told.changed(change));
+        let told = Arc::clone(&target);
+        let listener = move |entry: &Arc<Entry>, notifications: &[_]| {
+            told.reservations_changed(entry.key(), notifications);
+        };
+        served.directory.hosts().listen(Arc::new(listener));
         let service = Service::new(&catalog, &target);
         target.add_service(reactor.keep(Rc::clone(&service)));
         Self { served, catalog, model, target, service, volumes }
@@ -128,6 +141,15 @@ impl Rig {
         let mut admin = Host::initialize(self.stream(), digests, alignment).await;
         let id = admin.connect_admin(&self.identity(), 15_000).await;
         let io = self.io_queue(id, 1, digests, alignment, flow_control).await;
+        Connected { id, admin, io }
+    }
+
+    /// A controller of another host, with one I/O queue.
+    pub(super) async fn connect_as(&self, identity: &Identity, keep_alive: u32) -> Connected {
+        let mut admin = self.initialized().await;
+        let id = admin.connect_admin(identity, keep_alive).await;
+        let mut io = self.initialized().await;
+        io.connect_io(identity, id, 1, 128, true).await.ok();
         Connected { id, admin, io }
     }
 

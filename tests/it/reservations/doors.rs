@@ -48,7 +48,7 @@ fn defaults() -> Attributes {
 }
 
 /// A pool `p` with a volume `v` on one reactor.
-struct Rig {
+pub(super) struct Rig {
     arena: DmaArena,
     directory: Directory,
     pool: Arc<Pool>,
@@ -63,7 +63,7 @@ impl Rig {
         Self::format_in(reactor, arena, channel, keeping).await
     }
 
-    async fn format_in(
+    pub(super) async fn format_in(
         reactor: &Rc<Reactor>,
         arena: DmaArena,
         channel: AnyChannel,
@@ -75,7 +75,7 @@ impl Rig {
         Self::open(reactor, arena, channel, keeping).await
     }
 
-    async fn open(
+    pub(super) async fn open(
         reactor: &Rc<Reactor>,
         arena: DmaArena,
         channel: AnyChannel,
@@ -98,11 +98,23 @@ impl Rig {
         Self { arena, directory, pool, owner, catalog, entry }
     }
 
+    pub(super) fn uuid(&self) -> uuid::Uuid {
+        self.entry.uuid()
+    }
+
+    pub(super) fn reservations(&self) -> Arc<Reservations> {
+        self.entry.gate().reservations()
+    }
+
+    pub(super) async fn close(&self) {
+        self.owner.close(&self.pool).await.unwrap();
+    }
+
     async fn volume(&self, letter: char) -> Rc<Volume> {
         self.catalog.volume_for(self.entry.key(), host(letter)).await.unwrap()
     }
 
-    async fn reserve(&self, letter: char, command: Command) -> Result<(), Error> {
+    pub(super) async fn reserve(&self, letter: char, command: Command) -> Result<(), Error> {
         self.catalog.reserve(&self.entry, host(letter), command).await
     }
 
@@ -122,7 +134,7 @@ impl Rig {
         buffer
     }
 
-    async fn can_write(&self, letter: char) -> bool {
+    pub(super) async fn can_write(&self, letter: char) -> bool {
         let volume = self.volume(letter).await;
         match volume.write(ByteOffset(0), self.data(1), Durability::Cached).await {
             Ok(_) => true,
@@ -205,12 +217,31 @@ fn every_operation_of_every_host_passes_the_gate() {
             }
             // What changes the volume as a whole is done by the local mount, who is C.
             let state = rig.entry.gate().reservations();
+            let may_read = state.rights(host(LOCAL)) != Rights::None;
             let may_write = state.rights(host(LOCAL)) == Rights::All;
+            // Who may not read it may not read it by a copy either.
+            let snapshot = rig.catalog.snapshot(&rig.entry, "snapshot").await;
+            assert_eq!(!conflicts(&snapshot), may_read, "{kind:?}");
+            // No host reads anything else after these.
+            rig.catalog.inflate(&rig.entry).await.unwrap();
             let resize = rig.catalog.resize(&rig.entry, ByteCount(SIZE)).await;
             let grow = rig.catalog.grow_to(&rig.entry, ByteCount(SIZE)).await;
+            let parent = match &snapshot {
+                Ok(snapshot) => Arc::clone(snapshot),
+                Err(_) => Arc::clone(&rig.entry),
+            };
+            let set_parent = rig.catalog.set_parent(&rig.entry, &parent).await;
+            let set_parent = matches!(set_parent, Err(Error::ReservationConflict));
+            let read_only = rig.catalog.set_read_only(&rig.entry).await;
             let delete = rig.catalog.delete(&rig.entry).await;
-            let changes = [conflicts(&resize), conflicts(&grow), conflicts(&delete)];
-            assert_eq!(changes, [!may_write; 3], "{kind:?}");
+            let changes = [
+                conflicts(&resize),
+                conflicts(&grow),
+                set_parent,
+                conflicts(&read_only),
+                conflicts(&delete),
+            ];
+            assert_eq!(changes, [!may_write; 5], "{kind:?}");
             rig.owner.close(&rig.pool).await.unwrap();
         }
     });

@@ -14,18 +14,18 @@ use lvolfs::spec::status::StatusCode;
 use lvolfs::units::ControllerId;
 use uuid::Uuid;
 
-const HOSTS: u8 = 5;
+pub(crate) const HOSTS: u8 = 5;
 const VOLUME: Uuid = Uuid::from_u128(7);
 const CONFLICT: Result<(), StatusCode> = Err(StatusCode::RESERVATION_CONFLICT);
 const INVALID: Result<(), StatusCode> = Err(StatusCode::INVALID_FIELD);
 
-fn host(number: u8) -> HostId {
+pub(crate) fn host(number: u8) -> HostId {
     HostId::new([number + 1; 16]).unwrap()
 }
 
 /// A command as its fields on the wire.
 #[derive(Clone, Copy, Debug)]
-struct Raw {
+pub(crate) struct Raw {
     opcode: u8,
     action: u32,
     iekey: bool,
@@ -36,7 +36,7 @@ struct Raw {
 }
 
 impl Raw {
-    fn random(random: &mut fastrand::Rng, model: &Model, sender: u8) -> Self {
+    pub(crate) fn random(random: &mut fastrand::Rng, model: &Model, sender: u8) -> Self {
         // Keys that mean something are likely, so that most commands get past the first check.
         let own = model.keys.get(&sender).copied().unwrap_or(0);
         let first_key = if random.u8(..8) > 0 { own } else { random.u64(..4) };
@@ -51,18 +51,24 @@ impl Raw {
         }
     }
 
-    fn decode(&self) -> Result<Command, StatusCode> {
+    /// The command and its data.
+    pub(crate) fn wire(&self) -> (SubmissionEntry, Vec<u8>) {
         let mut entry = SubmissionEntry { opcode: self.opcode, ..SubmissionEntry::default() };
         let rtype = if self.opcode == 0x0d { 0 } else { self.rtype << 8 };
         let cptpl = if self.opcode == 0x0d { self.cptpl << 30 } else { 0 };
+        entry.namespace = 1.into();
         entry.dword10 = (self.action | u32::from(self.iekey) << 3 | rtype | cptpl).into();
-        let data = [self.first_key.to_le_bytes(), self.second_key.to_le_bytes()].concat();
+        (entry, [self.first_key.to_le_bytes(), self.second_key.to_le_bytes()].concat())
+    }
+
+    fn decode(&self) -> Result<Command, StatusCode> {
+        let (entry, data) = self.wire();
         Command::decode(&entry, &data)
     }
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Model {
+pub(crate) struct Model {
     keys: BTreeMap<u8, u64>,
     /// Those in the order of their registration.
     order: Vec<u8>,
@@ -71,11 +77,19 @@ struct Model {
     generation: u32,
     ptpl: bool,
     /// Of the last command: who was told what, who must be drained.
-    told: BTreeSet<(u8, u8)>,
+    pub(crate) told: BTreeSet<(u8, u8)>,
     drained: BTreeSet<u8>,
 }
 
 impl Model {
+    /// What a restart of the target makes of it.
+    pub(crate) fn restart(&mut self) {
+        *self = match self.ptpl {
+            true => Self { generation: 0, ..self.clone() },
+            false => Self::default(),
+        };
+    }
+
     fn holders(&self) -> BTreeSet<u8> {
         match self.held {
             None => BTreeSet::new(),
@@ -84,7 +98,8 @@ impl Model {
         }
     }
 
-    fn may(&self, host: u8) -> (bool, bool) {
+    /// Whether a host may read, and write.
+    pub(crate) fn may(&self, host: u8) -> (bool, bool) {
         let Some((rtype, _)) = self.held else { return (true, true) };
         let insider =
             self.holders().contains(&host) || (rtype >= 3 && self.keys.contains_key(&host));
@@ -109,7 +124,7 @@ impl Model {
         }
     }
 
-    fn execute(&mut self, sender: u8, raw: &Raw) -> Result<(), StatusCode> {
+    pub(crate) fn execute(&mut self, sender: u8, raw: &Raw) -> Result<(), StatusCode> {
         self.told.clear();
         self.drained.clear();
         match raw.opcode {
@@ -241,7 +256,8 @@ impl Model {
         Ok(())
     }
 
-    fn report(&self) -> Vec<u8> {
+    /// The extended report of a target in which each host has the controller of its own number.
+    pub(crate) fn report(&self) -> Vec<u8> {
         let mut bytes = vec![0; 64 * (1 + self.order.len())];
         bytes[..4].copy_from_slice(&self.generation.to_le_bytes());
         bytes[4] = self.held.map_or(0, |(rtype, _)| rtype as u8);

@@ -2,9 +2,13 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154  # variables are shared
 
-part_about="reservations at the mount and through power loss"
-part_packages=(attr fuse3 jq)
-part_checks=(ebade killed fresh_path empty_file corrupt_file in_the_volume)
+part_about="reservations at the mount, from Linux hosts in a QEMU guest, and through kills"
+part_packages=(attr fuse3 jq qemu-system-x86 busybox-static cpio kmod xz-utils zstd
+    python3-minimal fio e2fsprogs nvme-cli perl-base)
+part_checks=(ebade killed fresh_path empty_file corrupt_file in_the_volume hosts)
+
+# shellcheck source=tests/acceptance/guest/hosts.sh
+source "$checkout/tests/acceptance/guest/hosts.sh"
 
 demo=mount/volumes/pool0/demo
 us=11111111-2222-4333-8444-555555555555
@@ -174,5 +178,41 @@ reservations_in_the_volume() {
     daemon_start
     expect_failure 'Invalid exchange' "${put[@]}"
     cli --json reservation show pool0/demo | jq -e --arg us "$us" '.registrants[0].host == $us'
+    daemon_stop
+}
+
+# Two hosts of the Linux kernel with identities of their own, and the mount as a third.
+reservations_hosts() {
+    local port
+    port=$(free_port)
+    configured "$port"
+    config_set reservations host_id "\"$us\""
+    config_set target.subsystem hosts "[\"$host\", \"$stranger\"]"
+    daemon_start
+    uuid=$(demo_uuid)
+    boot_options=(--kernel nvme_core.multipath=N --program perl --file "$guest/pr")
+    boot_limit=290
+    guest_starts tcp-reservations "$port"
+    asked file-conflicts
+    cli reservation show pool0/demo | tee shown
+    grep -q '^reservation *exclusive-access$' shown
+    grep -q "11111111-1111-4111-8111-111111111111 *0xa *yes" shown
+    expect_failure 'Invalid exchange' "${get[@]}"
+    expect_failure 'Invalid exchange' "${put[@]}"
+    refused 'reservation' volume read-only pool0/demo
+    cli reservation register pool0/demo 0x10c
+    asked file-works
+    put_block
+    cli reservation register pool0/demo 0x10d
+    asked kill
+    jq -e '.rtype == 2 and (.registrants | length) == 2' "var/reservations/$uuid.json"
+    daemon_kill
+    umount -l mount/volumes 2>/dev/null || true
+    daemon_start
+    # The first I/O that the new daemon sees.
+    expect_failure 'Invalid exchange' "${get[@]}"
+    cli reservation register pool0/demo 0x10e
+    guest_ends
+    note "$(grep 'writes and reads were refused' guest.log)"
     daemon_stop
 }

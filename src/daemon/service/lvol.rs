@@ -1,5 +1,6 @@
 //! Pools and their volumes.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use uuid::Uuid;

@@ -112,6 +112,9 @@ pub enum BlockError {
         /// Where on the device.
         offset: u64,
     },
+    /// The file under us was deleted, replaced or truncated.
+    #[error(transparent)]
+    TakenAway(#[from] crate::hw::file::TakenAway),
     /// The NVMe controller answered with an error status.
     #[error("{operation} at LBA {start}: {status}")]
     Nvme {

@@ -6,6 +6,7 @@
 //!   was asked for before that one starts, so it covers them.
 //! * Discard punches a hole and write zeroes asks for a zero range; where the file system has
 //!   neither, zeros are written.
+//! * A flush fails once the file was deleted, replaced or cut short under us.
 //! * The exclusive lock is held while the device is open, so that no second process serves it.
 
 use std::cell::Cell;
@@ -22,7 +23,7 @@ use super::{
     TransferError,
 };
 use crate::hw::dma::{DmaArena, DmaBuffer, MAX_BUFFER};
-use crate::hw::file::{Fallocate, lock_exclusive, size_of};
+use crate::hw::file::{Fallocate, Kept, lock_exclusive, size_of};
 use crate::reactor::{Reactor, Share};
 use crate::units::{BlockCount, BlockSize, ByteCount, Lba};
 
@@ -158,6 +159,7 @@ pub struct FileDevice(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     file: Arc<File>,
+    kept: Kept,
     geometry: Geometry,
 }
 
@@ -182,7 +184,12 @@ impl FileDevice {
             discard: Discard::Zeroes,
             max_transfer: ByteCount(MAX_BUFFER as u64),
         };
-        Ok(Self(Arc::new(Shared { file: Arc::new(opened.file), geometry })))
+        let kept = Kept::of(&opened.file).map_err(|source| OpenError::System {
+            operation: "examine",
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self(Arc::new(Shared { file: Arc::new(opened.file), kept, geometry })))
     }
 
     /// What the device is.
@@ -248,7 +255,15 @@ impl Channel {
 
     async fn flush_once(&self) -> Result<(), BlockError> {
         let result = self.reactor.ring().fdatasync(&self.shared.file).await;
-        let result = result.map_err(|error| system("flush", 0, &error));
+        // What was synced to a file without a name is on the medium, and still nobody's.
+        let result = result.map_err(|error| system("flush", 0, &error)).and_then(|()| {
+            self.shared.kept.check(&self.shared.file).map_err(|error| {
+                match error.get_ref().and_then(|cause| cause.downcast_ref()) {
+                    Some(taken) => BlockError::TakenAway(*taken),
+                    None => system("flush", 0, &error),
+                }
+            })
+        });
         self.counting.add(Counted::Flush, result.is_ok());
         result
     }

@@ -2,7 +2,8 @@
 //!
 //! Data moves between the file and DMA memory with no copy of ours between. What was synced is
 //! on the medium; after a sync that failed nobody knows what is, and every later one fails too:
-//! the kernel reports a lost page once and then forgets it.
+//! the kernel reports a lost page once and then forgets it. A file that was deleted, replaced or
+//! cut short meanwhile counts as a failed sync: nobody could open what is written to it.
 
 use std::fs::File;
 use std::io;
@@ -11,7 +12,7 @@ use std::os::unix::fs::FileExt;
 
 use super::cache::ROT;
 use super::scatter::Scatter;
-use crate::hw::file::{Fallocate, fallocate, size_of};
+use crate::hw::file::{Fallocate, Kept, fallocate, size_of};
 use crate::units::{BlockCount, BlockSize};
 
 /// Zeros for file systems that cannot zero a range themselves.
@@ -23,6 +24,7 @@ pub struct FileMedia {
     file: File,
     block_size: BlockSize,
     blocks: BlockCount,
+    kept: Kept,
     sync_failed: bool,
 }
 
@@ -37,7 +39,8 @@ impl FileMedia {
         if blocks == 0 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        Ok(Self { file, block_size, blocks: BlockCount(blocks), sync_failed: false })
+        let kept = Kept::of(&file)?;
+        Ok(Self { file, block_size, blocks: BlockCount(blocks), kept, sync_failed: false })
     }
 
     /// Size of a logical block.
@@ -131,8 +134,12 @@ impl FileMedia {
         if self.sync_failed {
             return Err(io::Error::other("an earlier sync failed"));
         }
-        let result = self.file.sync_data();
-        self.sync_failed = result.is_err();
+        // What was synced to a file without a name is on the medium, and still nobody's.
+        let result = self.file.sync_data().and_then(|()| self.kept.check(&self.file));
+        if let Err(error) = &result {
+            tracing::error!(%error, "the emulated drive's file cannot be made durable any more");
+            self.sync_failed = true;
+        }
         result
     }
 }
@@ -182,6 +189,7 @@ mod tests {
             file: File::from(std::os::fd::OwnedFd::from(writer)),
             block_size: BlockSize::B512,
             blocks: BlockCount(1),
+            kept: Kept::of(&tempfile::tempfile().unwrap()).unwrap(),
             sync_failed: false,
         };
         assert!(media.sync().is_err());

@@ -129,6 +129,7 @@ impl From<BlockError> for Errno {
             | BlockError::BadLength { .. }
             | BlockError::System { .. }
             | BlockError::Short { .. }
+            | BlockError::TakenAway(_)
             | BlockError::NoAnswer { .. }
             | BlockError::Gone
             | BlockError::Nvme { .. }

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 /// What `fallocate(2)` should do with a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,10 +92,92 @@ pub fn size_of(file: &File) -> io::Result<u64> {
     }
 }
 
+/// What became of an open file behind our back: what is written to it now is in no file that
+/// anybody can open later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TakenAway {
+    /// It has no name any more, or another file has it.
+    #[error(
+        "the file was deleted or replaced while it was in use; what is not copied from here \
+             is lost at the end of this process"
+    )]
+    Deleted,
+    /// It is shorter than it was.
+    #[error("the file was cut to {actual} of its {wanted} bytes while it was in use")]
+    Cut {
+        /// Bytes it has.
+        actual: u64,
+        /// Bytes it had.
+        wanted: u64,
+    },
+}
+
+/// What a file was when it was opened, to notice later that it was taken away.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// `None` for a block device: its name may go and its blocks stay.
+    regular: Option<(bool, u64)>,
+}
+
+impl Kept {
+    /// How the file is now.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        let regular = metadata.is_file().then(|| (metadata.nlink() > 0, metadata.len()));
+        Ok(Self { regular })
+    }
+
+    /// Whether the file still is what it was: it has a name if it had one, and is no shorter.
+    ///
+    /// # Errors
+    /// [`TakenAway`], as an error of kind `NotFound` or `UnexpectedEof`; else the system's.
+    pub fn check(&self, file: &File) -> io::Result<()> {
+        let Some((named, wanted)) = self.regular else {
+            return Ok(());
+        };
+        let metadata = file.metadata()?;
+        if named && metadata.nlink() == 0 {
+            return Err(io::Error::new(io::ErrorKind::NotFound, TakenAway::Deleted));
+        }
+        let actual = metadata.len();
+        if actual < wanted {
+            let cut = TakenAway::Cut { actual, wanted };
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, cut));
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn a_file_that_is_taken_away_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let file = File::options().create_new(true).read(true).write(true).open(&path).unwrap();
+        file.set_len(8192).unwrap();
+        let kept = Kept::of(&file).unwrap();
+        kept.check(&file).unwrap();
+        file.set_len(16384).unwrap();
+        kept.check(&file).unwrap();
+        file.set_len(4096).unwrap();
+        assert_eq!(kept.check(&file).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        file.set_len(8192).unwrap();
+        std::fs::write(folder.path().join("other"), "").unwrap();
+        std::fs::rename(folder.path().join("other"), &path).unwrap();
+        let error = kept.check(&file).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(error.to_string().contains("deleted or replaced"), "{error}");
+        // One that never had a name is no worse off without one.
+        let unnamed = tempfile::tempfile().unwrap();
+        Kept::of(&unnamed).unwrap().check(&unnamed).unwrap();
+    }
 
     #[test]
     fn holes_and_zeros() {

@@ -62,7 +62,7 @@ fn of_device(error: &BlockError) -> Status {
             medium(operation)
         }
         BlockError::NoMemory { .. } => StatusCode::COMMAND_INTERRUPTED.into(),
-        BlockError::CacheLost => StatusCode::WRITE_FAULT.into(),
+        BlockError::CacheLost | BlockError::TakenAway(_) => StatusCode::WRITE_FAULT.into(),
         BlockError::OutOfRange { .. } | BlockError::BadLength { .. } => {
             Status::of(StatusCode::LBA_OUT_OF_RANGE).do_not_retry()
         }

@@ -8,6 +8,7 @@ use lvolfs::block::memory::MemoryDevice;
 use lvolfs::block::recording::{Recorder, Recording};
 use lvolfs::block::{BlockDevice, BlockError, Discard, Durability};
 use lvolfs::hw::dma::{DmaArena, DmaBuffer};
+use lvolfs::hw::file::TakenAway;
 use lvolfs::reactor::{Reactor, ReactorOptions};
 use lvolfs::units::{BlockCount, BlockSize, ByteCount, Lba};
 
@@ -156,6 +157,28 @@ fn a_file_conforms_with_and_without_the_page_cache() {
         let (_folder, device) = file_device(direct, block_size);
         reactor.block_on(conforms(&reactor, &arena, device.channel(&reactor, &arena)));
     }
+}
+
+#[test]
+fn a_file_that_is_taken_away_fails_its_flushes() {
+    let (reactor, arena) = (reactor(), arena());
+    let (folder, device) = file_device(false, BlockSize::B4096);
+    let channel = device.channel(&reactor, &arena);
+    let path = folder.path().join("new/disk.img");
+    reactor.block_on(async {
+        channel.flush().await.unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(SIZE.get() - 1).unwrap();
+        let cut = channel.flush().await.unwrap_err();
+        assert!(cut.to_string().contains("was cut to 8388607 of its 8388608 bytes"), "{cut}");
+        file.set_len(SIZE.get()).unwrap();
+        channel.flush().await.unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let gone = channel.flush().await.unwrap_err();
+        assert!(matches!(gone, BlockError::TakenAway(TakenAway::Deleted)), "{gone}");
+        // What is there can still be read, to copy it away.
+        channel.read(Lba(0), filled(&arena, 4096, 1)).await.unwrap();
+    });
 }
 
 #[test]

@@ -7,7 +7,7 @@ part_packages=(attr e2fsprogs fio fuse3 jq python3 qemu-utils)
 part_checks=(
     quick_start notify files ext4 fio fio_dsync qemu_img flush_count killed killed_dsync
     command_line config_errors mount_point two_daemons control_socket foreign_image
-    damaged_image stale_mount pool_full dead_disk idle ordinary_user mount_helper unit_file
+    damaged_image stale_mount pool_full dead_disk image_vanishes idle ordinary_user mount_helper unit_file
 )
 
 demo=mount/volumes/pool0/demo
@@ -590,6 +590,33 @@ service_dead_disk() {
     wait_for 30 "the daemon to end with a dead disk" has_ended "$daemon_pid"
     is_not_mounted mount/volumes || fail "still mounted"
     ! daemon_said 'panicked at' || fail "the daemon panicked"
+}
+
+# The image is deleted under the daemon: what is written from then on is in no file.
+service_image_vanishes() {
+    local driver
+    for driver in nvme-emulated file; do
+        example_here
+        config_set device driver "\"$driver\""
+        daemon_start
+        dd if=/dev/urandom of=data bs=1M count=8 status=none
+        dd if=data of=$demo conv=notrunc,fsync status=none
+        rm var/disk0.img
+        expect_failure 'Input/output error|Read-only file system' \
+            dd if=/dev/zero of=$demo bs=1M seek=16 count=4 conv=notrunc,fsync
+        expect_failure 'Input/output error|Read-only file system' \
+            dd if=/dev/zero of=$demo bs=4k count=1 conv=notrunc,fsync
+        is_running "$daemon_pid" || fail "a deleted image ended the daemon"
+        "$lvolfs" status --socket var/lvolfs.sock | tee status.txt
+        grep -q 'poisoned' status.txt || fail "status does not say why writes fail"
+        daemon_said 'deleted or replaced while it was in use' || fail "nothing says what happened"
+        # What was written before can be copied away.
+        cmp -n 8388608 data $demo
+        kill -TERM "$daemon_pid"
+        wait_for 30 "the daemon to end without its image" has_ended "$daemon_pid"
+        is_not_mounted mount/volumes || fail "still mounted"
+        rm -rf var mount config.toml
+    done
 }
 
 # ---- what it costs ---------------------------------------------------------------------------

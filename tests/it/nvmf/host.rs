@@ -86,7 +86,7 @@ struct Pending {
 /// One queue.
 pub(crate) struct Host<S> {
     pub(crate) stream: S,
-    decoder: Decoder,
+    pub(crate) decoder: Decoder,
     pub(crate) encoder: Encoder,
     input: Vec<u8>,
     start: usize,

@@ -119,7 +119,7 @@ impl<S: Stream> Connection<'_, S> {
             if let Some(end) = self.receive_directly(&mut decoder, landing).await {
                 return end;
             }
-            let wanted = if self.queue.expects_data() { RECEIVE_WITH_DATA } else { RECEIVE };
+            let wanted = if self.queue.expects_long_data() { RECEIVE_WITH_DATA } else { RECEIVE };
             bytes.resize(wanted, 0);
             let (received, back) = self.stream.receive(bytes).await;
             bytes = back;

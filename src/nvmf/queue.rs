@@ -22,7 +22,7 @@ use slab::Slab;
 
 use super::controller::Controller;
 use super::dispatch;
-use super::limits::{CONNECTION_MEMORY, EVENT_REQUESTS, MAX_TRANSFER, TIME_FOR_DATA};
+use super::limits::{CONNECTION_MEMORY, DIRECT, EVENT_REQUESTS, MAX_TRANSFER, TIME_FOR_DATA};
 use super::pdu::{Encoder, FatalStatus, Fault, Pdu};
 use super::service::Service;
 use super::target::Peer;
@@ -274,11 +274,14 @@ impl Queue {
         commands.iter().any(|(_, command)| matches!(command.state, State::Running))
     }
 
-    /// Whether data for commands is expected: then less is received at once, so that the rest
-    /// goes straight where it belongs.
-    pub(super) fn expects_data(&self) -> bool {
+    /// Whether long data was asked for: then less is received at once, so that the rest of it goes
+    /// straight where it belongs. Short data is copied: another system call would cost more.
+    pub(super) fn expects_long_data(&self) -> bool {
         let commands = self.commands.borrow();
-        commands.iter().any(|(_, command)| matches!(command.state, State::Collecting { .. }))
+        commands.iter().any(|(_, command)| match &command.state {
+            State::Collecting { buffer, asked, .. } => *asked && buffer.len() >= DIRECT,
+            _ => false,
+        })
     }
 
     /// Whether a host was asked for data too long ago.

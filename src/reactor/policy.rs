@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::clock::Instant;
 use super::placement::SPIN_AWAY;
 use crate::hw::event::EventFd;
+use crate::hw::thread::{allowed_cpus, pin_to_cpu};
 
 /// The configured way to wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,15 +93,23 @@ const WAKE_COSTS: (Duration, Duration) = (Duration::from_micros(2), Duration::fr
 const MEASURED: usize = 21;
 
 /// What it costs to wake a thread that sleeps on an event, on this machine: half of a round trip
-/// between two threads. Takes less than some ten milliseconds.
+/// between two threads, on two CPUs where the process has two, because whoever wakes a reactor most
+/// often runs elsewhere, and waking an idle CPU is what costs. Takes less than some ten
+/// milliseconds.
 ///
 /// # Errors
 /// The system's: no descriptors or no thread left.
 pub fn measure_wake_cost() -> io::Result<Duration> {
     let events = Arc::new((EventFd::new()?, EventFd::new()?));
-    let other = std::thread::Builder::new().name("wake-cost".to_owned()).spawn({
+    let cpus = allowed_cpus();
+    let (here, there) = (cpus.first().copied(), cpus.last().copied());
+    let thread = || std::thread::Builder::new().name("wake-cost".to_owned());
+    // Where a thread cannot be kept on its CPU, the figure is that of wherever it runs.
+    let keep_on = |cpu: Option<usize>| drop(cpu.map(pin_to_cpu));
+    let other = thread().spawn({
         let events = Arc::clone(&events);
         move || {
+            keep_on(there);
             for _ in 0..MEASURED {
                 events.0.wait(Some(PATIENCE_MS));
                 events.0.consume();
@@ -108,16 +117,20 @@ pub fn measure_wake_cost() -> io::Result<Duration> {
             }
         }
     })?;
-    let mut rounds: Vec<Duration> = (0..MEASURED)
-        .map(|_| {
+    let measuring = thread().spawn(move || {
+        keep_on(here);
+        let round = |_| {
             let began = std::time::Instant::now();
             events.0.signal();
             events.1.wait(Some(PATIENCE_MS));
             events.1.consume();
             began.elapsed() / 2
-        })
-        .collect();
+        };
+        (0..MEASURED).map(round).collect::<Vec<Duration>>()
+    })?;
+    let rounds = measuring.join();
     drop(other.join());
+    let mut rounds = rounds.map_err(|_| io::Error::other("measuring a wake-up panicked"))?;
     rounds.sort_unstable();
     Ok(rounds[MEASURED / 2].clamp(WAKE_COSTS.0, WAKE_COSTS.1))
 }

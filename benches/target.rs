@@ -88,8 +88,9 @@ impl Daemon {
         fs::create_dir_all(&folder).expect("a folder for temporary files");
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
         let port = port.expect("loopback").port();
+        fs::create_dir_all(folder.join("mount")).expect("space for a folder");
         let config = format!(
-            "[control]\nsocket = \"control.sock\"\n\
+            "[mount]\npath = \"mount\"\n[control]\nsocket = \"control.sock\"\n\
              [[device]]\nname = \"d\"\nblock_size = 4096\n{device}\n\
              [[pool]]\nname = \"p\"\ndevice = \"d\"\ncluster_size = \"1MiB\"\ncreate = true\n\
              [[volume]]\nname = \"p/v\"\nsize = \"{VOLUME}B\"\n\
@@ -162,8 +163,17 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        // Asked to end, it unmounts; if it cannot, what is left must not stay mounted.
+        let asked = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status();
+        let ended = (0..1000).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            !matches!(self.process.try_wait(), Ok(None))
+        });
+        if !ended || asked.is_err() {
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+            let _ = Command::new("umount").arg("-l").arg(self.folder.join("mount")).status();
+        }
         let _ = fs::remove_dir_all(&self.folder);
     }
 }

@@ -28,6 +28,7 @@ mod dispatch;
 mod event;
 mod fabrics;
 mod feature;
+pub mod health;
 mod identify;
 mod io;
 pub mod limits;

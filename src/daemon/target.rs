@@ -7,11 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use uuid::Uuid;
+use zerocopy::FromBytes;
 
 use super::reactors::ReactorThread;
 use super::site::Site;
@@ -23,8 +24,12 @@ use crate::nvmf::model::{
 use crate::nvmf::service::Service;
 use crate::nvmf::target::Target;
 use crate::spec::fabrics::DISCOVERY_NQN;
+use crate::spec::log::{LogPage, SmartLog};
 use crate::units::NamespaceId;
 use crate::volume::{Directory, Entry};
+
+/// How often the drives are asked how they are. What cannot wait they say by themselves, to the log.
+const HEALTH_PERIOD: Duration = Duration::from_secs(60);
 
 /// The target, and where it listens.
 pub(super) struct TargetDoor {
@@ -74,6 +79,10 @@ impl TargetDoor {
                 target.reservations_changed(entry.key(), notifications);
             }
         }));
+        sites[0].run({
+            let target = Arc::downgrade(&target);
+            move |site| async move { watch_health(&site, target) }
+        })?;
         let door = Self { target, discovery: config.discovery.clone() };
         door.listen_everywhere(config)?;
         Ok(Some(Arc::new(door)))
@@ -149,6 +158,36 @@ impl TargetDoor {
         tracing::info!("the target is closed");
         Ok(())
     }
+}
+
+/// Keeps the target's hosts informed of the health of the drives, for as long as both are there.
+/// The first reactor polls all controllers.
+fn watch_health(site: &Rc<Site>, target: Weak<Target>) {
+    let reactor = Rc::clone(&site.reactor);
+    let (site, timer) = (Rc::downgrade(site), Rc::downgrade(&reactor));
+    reactor.spawn(async move {
+        while let (Some(target), Some(site)) = (target.upgrade(), site.upgrade()) {
+            let drives = read_health(&site).await;
+            target.set_health(&drives);
+            drop((target, site));
+            let Some(pause) = timer.upgrade().map(|reactor| reactor.sleep(HEALTH_PERIOD)) else {
+                return;
+            };
+            pause.await;
+        }
+    });
+}
+
+async fn read_health(site: &Site) -> Vec<SmartLog> {
+    let controllers = site.controllers.borrow().clone();
+    let mut drives = Vec::new();
+    for (name, controller) in controllers {
+        match controller.read_log(LogPage::SMART, size_of::<SmartLog>()).await {
+            Ok(page) => drives.extend(SmartLog::read_from_bytes(&page).ok()),
+            Err(error) => tracing::debug!(controller = name, %error, "no health page"),
+        }
+    }
+    drives
 }
 
 /// What the configuration declares, as a model.

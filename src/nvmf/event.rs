@@ -44,6 +44,7 @@ impl Events {
             }
             (AsyncEventType::NOTICE, ANA_CHANGED) => NOTIFY_ANA,
             (AsyncEventType::NOTICE, DISCOVERY_CHANGED) => NOTIFY_DISCOVERY,
+            (AsyncEventType::SMART, warning) => super::health::warnings(warning),
             _ => u32::MAX,
         };
         let wanted = wanted == u32::MAX || self.configuration & wanted != 0;

@@ -26,8 +26,6 @@ const GROUPS_ONLY: u32 = 1 << 8;
 const SUPPORTED: u32 = 1;
 /// An effect: the command changes the contents of blocks.
 const CHANGES_BLOCKS: u32 = 1 << 1;
-/// Temperature where none is known, in kelvins: 30 degrees.
-const NO_TEMPERATURE: u16 = 303;
 
 const PAGES: &[LogPage] = &[
     LogPage::SUPPORTED,
@@ -141,7 +139,7 @@ pub(super) async fn run(
     let bytes = match page {
         LogPage::SUPPORTED => supported(pages),
         LogPage::ERROR => errors(controller),
-        LogPage::SMART => smart(controller),
+        LogPage::SMART => smart(controller, queue.service.target.health()),
         LogPage::FIRMWARE => firmware(),
         LogPage::CHANGED_NAMESPACES => changed_namespaces(controller, clear),
         LogPage::COMMAND_EFFECTS => command_effects(),
@@ -185,11 +183,8 @@ fn errors(controller: &Controller) -> Vec<u8> {
     bytes
 }
 
-fn smart(controller: &Controller) -> Vec<u8> {
-    let mut page = SmartLog::new_zeroed();
-    page.temperature = U16::new(NO_TEMPERATURE);
-    page.available_spare = 100;
-    page.spare_threshold = 10;
+/// The health of the drives, and what this controller's host did.
+fn smart(controller: &Controller, mut page: SmartLog) -> Vec<u8> {
     let counters = &controller.counters;
     let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     // Data units are thousands of 512 bytes, rounded up.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_channel::oneshot;
 
 use super::controller::{Controller, Host, Kind};
+use super::health;
 use super::limits::CONTROLLERS;
 use super::log::error_entry;
 use super::model::{Change, Model};
@@ -19,7 +20,7 @@ use super::service::Service;
 use crate::reactor::Remote;
 use crate::reservation::Notification;
 use crate::spec::command::SubmissionEntry;
-use crate::spec::log::{AsyncEvent, AsyncEventType, LogPage};
+use crate::spec::log::{AsyncEvent, AsyncEventType, LogPage, SmartLog};
 use crate::spec::reservation::HostId;
 use crate::spec::status::Status;
 use crate::units::ControllerId;
@@ -39,6 +40,8 @@ pub struct Target {
     model: Arc<Model>,
     shared: Mutex<Shared>,
     next_service: AtomicUsize,
+    /// What the drives below last said of their health.
+    health: Mutex<SmartLog>,
     /// Problems that peers made since the last one that was logged.
     logged: AtomicU64,
     born: std::time::Instant,
@@ -77,6 +80,7 @@ impl Target {
             model,
             shared: Mutex::default(),
             next_service: AtomicUsize::new(0),
+            health: Mutex::new(health::worst(&[])),
             logged: AtomicU64::new(0),
             born: std::time::Instant::now(),
         })
@@ -91,6 +95,29 @@ impl Target {
     fn lock(&self) -> MutexGuard<'_, Shared> {
         // No statement under the lock can panic half-way.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the drives below last said of their health: see [`health`].
+    #[must_use]
+    pub fn health(&self) -> SmartLog {
+        // Nothing under the lock can panic.
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the drives below say of their health now. Hosts are told of warnings that are new.
+    pub fn set_health(&self, drives: &[SmartLog]) {
+        let now = health::worst(drives);
+        let before = std::mem::replace(
+            &mut *self.health.lock().unwrap_or_else(PoisonError::into_inner),
+            now,
+        );
+        for event in health::events(before.critical_warning, now.critical_warning) {
+            for controller in self.controllers() {
+                if controller.kind() != Kind::Discovery {
+                    controller.raise(event);
+                }
+            }
+        }
     }
 
     /// Lets a reactor take connections.

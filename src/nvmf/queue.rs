@@ -206,6 +206,7 @@ impl Queue {
         flow_control: bool,
     ) {
         *self.association.borrow_mut() = Some((Arc::clone(controller), queue));
+        self.service.count_queue(queue);
         self.entries.set(entries);
         self.flow_control.set(flow_control);
         // The Connect itself counts, and is answered after this.
@@ -218,6 +219,11 @@ impl Queue {
 
     pub(super) fn disassociate(&self) -> Option<(Arc<Controller>, QueueId)> {
         self.association.borrow_mut().take()
+    }
+
+    /// Commands that are not answered yet.
+    pub(super) fn outstanding(&self) -> u64 {
+        self.commands.borrow().len() as u64
     }
 
     /// Whether Connect has succeeded.
@@ -477,6 +483,9 @@ impl Queue {
     }
 
     fn reply(&self, entry: &SubmissionEntry, outcome: Outcome, permit: Option<Permit>) {
+        if matches!(&*self.association.borrow(), Some((_, queue)) if queue.get() != 0) {
+            self.service.count_io();
+        }
         let (queue, head) = match &*self.association.borrow() {
             Some((_, queue)) if self.flow_control.get() => {
                 let next = (self.head.get() + 1) % self.entries.get().max(1);

@@ -21,6 +21,7 @@ use super::target::{Peer, Target};
 use crate::hw::dma::DmaBuffer;
 use crate::hw::event::EventFd;
 use crate::reactor::{Instant, Poller, Reactor, Readiness, Registration, Remote, Sleep};
+use crate::units::QueueId;
 use crate::volume::Catalog;
 
 /// How long accepting pauses after an error, most likely for want of descriptors.
@@ -45,6 +46,23 @@ impl Poller for Hosts {
     }
 }
 
+/// What one reactor's target serves, and has served since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Admin queues that were ever connected.
+    pub admin_queues: u64,
+    /// I/O queues that were ever connected.
+    pub io_queues: u64,
+    /// Admin queues now.
+    pub current_admin_queues: u32,
+    /// I/O queues now.
+    pub current_io_queues: u32,
+    /// Commands on I/O queues that are not answered yet.
+    pub pending_io: u64,
+    /// Commands on I/O queues that were answered.
+    pub completed_io: u64,
+}
+
 /// The target on one reactor.
 pub struct Service {
     pub(super) reactor: Rc<Reactor>,
@@ -55,6 +73,7 @@ pub struct Service {
     connections: RefCell<Slab<(Rc<Queue>, Remote<Queue>)>>,
     /// While there are connections: the reactor waits for them as it waits for a device.
     waiting: RefCell<Option<Registration>>,
+    served: Cell<Statistics>,
     ticking: Cell<bool>,
     draining: Cell<bool>,
 }
@@ -70,6 +89,7 @@ impl Service {
             running: Cell::new(None),
             connections: RefCell::default(),
             waiting: RefCell::default(),
+            served: Cell::default(),
             ticking: Cell::new(false),
             draining: Cell::new(false),
         })
@@ -81,15 +101,40 @@ impl Service {
         self.connections.borrow().len()
     }
 
-    /// Admin and I/O queues now; a connection that has not got so far is neither.
+    /// What it serves now, and what it has served.
     #[must_use]
-    pub fn queues(&self) -> (usize, usize) {
-        let connections = self.connections.borrow();
-        let queues = connections.iter().filter_map(|(_, (queue, _))| queue.association());
-        queues.fold((0, 0), |(admin, io), (_, id)| match id.get() {
-            0 => (admin + 1, io),
-            _ => (admin, io + 1),
-        })
+    pub fn statistics(&self) -> Statistics {
+        let mut statistics = self.served.get();
+        for (_, (queue, _)) in &*self.connections.borrow() {
+            match queue.association() {
+                Some((_, id)) if id.get() == 0 => statistics.current_admin_queues += 1,
+                Some(_) => {
+                    statistics.current_io_queues += 1;
+                    statistics.pending_io += queue.outstanding();
+                }
+                // A connection that has not got so far is neither.
+                None => {}
+            }
+        }
+        statistics
+    }
+
+    /// A queue was connected.
+    pub(super) fn count_queue(&self, id: QueueId) {
+        let mut served = self.served.get();
+        match id.get() {
+            0 => served.admin_queues += 1,
+            _ => served.io_queues += 1,
+        }
+        self.served.set(served);
+    }
+
+    /// An I/O command was answered.
+    #[inline]
+    pub(super) fn count_io(&self) {
+        let mut served = self.served.get();
+        served.completed_io += 1;
+        self.served.set(served);
     }
 
     /// Accepts connections until told to stop.

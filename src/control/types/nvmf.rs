@@ -515,8 +515,12 @@ pub struct NvmfStats {
 #[expect(missing_docs, reason = "SPDK's words")]
 pub struct PollGroup {
     pub name: String,
+    pub admin_qpairs: u64,
+    pub io_qpairs: u64,
     pub current_admin_qpairs: u32,
     pub current_io_qpairs: u32,
+    pub pending_bdev_io: u64,
+    pub completed_nvme_io: u64,
     pub transports: Vec<TransportName>,
 }
 

@@ -403,18 +403,22 @@ impl NvmfMethods for DaemonService {
     fn nvmf_get_stats(&self, _: SelectTarget) -> Answer<NvmfStats> {
         let ask = |site: &Remote<Site>| {
             let count = |site: Rc<Site>| async move {
-                site.target.borrow().as_ref().map_or((0, 0), |service| service.queues())
+                let target = site.target.borrow();
+                target.as_ref().map(|service| service.statistics()).unwrap_or_default()
             };
             site.call_blocking(count).map_err(RpcError::internal)
         };
         let mut poll_groups = Vec::new();
         for (index, site) in self.sites.iter().enumerate() {
-            let (admin, io) = ask(site)?;
-            let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+            let statistics = ask(site)?;
             poll_groups.push(PollGroup {
                 name: format!("reactor_{index}"),
-                current_admin_qpairs: number(admin),
-                current_io_qpairs: number(io),
+                admin_qpairs: statistics.admin_queues,
+                io_qpairs: statistics.io_queues,
+                current_admin_qpairs: statistics.current_admin_queues,
+                current_io_qpairs: statistics.current_io_queues,
+                pending_bdev_io: statistics.pending_io,
+                completed_nvme_io: statistics.completed_io,
                 transports: vec![TransportName { trtype: "TCP".to_owned() }],
             });
         }

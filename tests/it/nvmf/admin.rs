@@ -154,6 +154,53 @@ fn log_pages() {
 }
 
 #[test]
+fn the_health_of_the_drives_reaches_hosts() {
+    with_rig(async |rig| {
+        let mut connected = rig.connect().await;
+        let admin = &mut connected.admin;
+        admin.plain(SubmissionEntry::set_features(Feature(0x0b), 0b10)).await.ok();
+        let waiting = admin.submit(SubmissionEntry::async_event_request(), &[], 0).await;
+        let mut drive = rig.target.health();
+        drive.temperature.set(360);
+        drive.percentage_used = 12;
+        drive.critical_warning = SmartLog::WARNING_SPARE;
+        // Nobody asked for this warning.
+        rig.target.set_health(&[drive]);
+        drive.critical_warning |= SmartLog::WARNING_TEMPERATURE;
+        rig.target.set_health(&[drive]);
+        rig.target.set_health(&[drive]);
+        let event = admin.complete().await.unwrap();
+        assert_eq!(event.completion.command_id(), waiting);
+        assert_eq!(event.result(), 0x0002_0101, "SMART, temperature, the page to read");
+        let page = log(admin, LogPage::SMART, 512).await.ok().data;
+        let page = SmartLog::read_from_bytes(&page).unwrap();
+        assert_eq!((page.critical_warning, page.percentage_used), (0b11, 12));
+        assert_eq!(page.temperature.get(), 360);
+    });
+}
+
+#[test]
+fn what_was_served_is_counted() {
+    with_rig(async |rig| {
+        let before = rig.service.statistics();
+        let mut connected = rig.connect().await;
+        for block in 0..3 {
+            connected.io.run(write(block, 1), &pattern(1, 1), 0).await.ok();
+        }
+        connected.io.submit(write(7, 1), &pattern(1, 1), 0).await;
+        connected.io.complete().await.unwrap().ok();
+        let now = rig.service.statistics();
+        assert_eq!((now.current_admin_queues, now.current_io_queues, now.pending_io), (1, 1, 0));
+        // The Connect of the I/O queue is a command on it.
+        assert_eq!(now.completed_io - before.completed_io, 5);
+        drop(connected);
+        rig.connect().await;
+        let later = rig.service.statistics();
+        assert_eq!((later.admin_queues, later.io_queues), (2, 2));
+    });
+}
+
+#[test]
 fn features() {
     with_rig(async |rig| {
         let mut connected = rig.connect().await;

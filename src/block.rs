@@ -25,6 +25,8 @@ pub mod recording;
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use any::{AnyChannel, AnyDevice};
 pub(crate) use flush_group::FlushGroup;
@@ -39,8 +41,8 @@ pub struct Geometry {
     pub block_size: BlockSize,
     /// The physical block, or the preferred granularity of writes: a multiple of `block_size`.
     pub physical_block_size: BlockSize,
-    /// How many blocks it has.
-    pub block_count: BlockCount,
+    /// How many blocks it has now.
+    pub block_count: DeviceBlocks,
     /// A write of this many bytes, aligned to its size, is after a power cut either old or new
     /// as a whole. At least one block.
     pub atomic_write: ByteCount,
@@ -51,6 +53,45 @@ pub struct Geometry {
     /// Largest read or write in one call.
     pub max_transfer: ByteCount,
 }
+
+/// How many blocks a device has: the one thing of its geometry that can change while it is open,
+/// and only upwards. Clones share the number, so every channel sees it rise.
+#[derive(Clone, Debug)]
+pub struct DeviceBlocks(Arc<AtomicU64>);
+
+impl DeviceBlocks {
+    /// The number now.
+    #[must_use]
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// The same, by its type.
+    #[must_use]
+    pub fn count(&self) -> BlockCount {
+        BlockCount(self.get())
+    }
+
+    /// The device is larger now; a smaller number changes nothing.
+    pub fn grow(&self, blocks: BlockCount) {
+        self.0.fetch_max(blocks.get(), Ordering::AcqRel);
+    }
+}
+
+impl From<BlockCount> for DeviceBlocks {
+    fn from(blocks: BlockCount) -> Self {
+        Self(Arc::new(AtomicU64::new(blocks.get())))
+    }
+}
+
+impl PartialEq for DeviceBlocks {
+    fn eq(&self, other: &Self) -> bool {
+        self.get() == other.get()
+    }
+}
+
+impl Eq for DeviceBlocks {}
 
 /// What discarding a block does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,7 +232,11 @@ impl Geometry {
             Some(end) if end.get() <= self.block_count.get() => {
                 Ok(start.get() << self.block_size.shift())
             }
-            _ => Err(BlockError::OutOfRange { start, blocks, device_blocks: self.block_count }),
+            _ => Err(BlockError::OutOfRange {
+                start,
+                blocks,
+                device_blocks: self.block_count.count(),
+            }),
         }
     }
 
@@ -219,7 +264,7 @@ impl Geometry {
     /// The device's size in bytes.
     #[must_use]
     pub fn size(&self) -> ByteCount {
-        self.block_size.bytes_in(self.block_count).unwrap_or(ByteCount(u64::MAX))
+        self.block_size.bytes_in(self.block_count.count()).unwrap_or(ByteCount(u64::MAX))
     }
 }
 

@@ -10,6 +10,7 @@ mod check;
 mod device;
 mod generate;
 mod logging;
+mod pool;
 mod relatives;
 mod reservation;
 mod scrub;

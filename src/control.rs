@@ -27,8 +27,8 @@ pub use client::{Client, ClientError};
 pub use error::RpcError;
 pub use events::EventSource;
 pub use methods::{
-    BdevMethods, EventMethods, LvolMethods, NvmeMethods, NvmfMethods, ProcessMethods,
-    RelativeMethods, ReservationMethods, ScrubMethods, Service, SpaceMethods,
+    BdevMethods, CopyMethods, EventMethods, LvolMethods, LvstoreMethods, NvmeMethods, NvmfMethods,
+    ProcessMethods, RelativeMethods, ReservationMethods, ScrubMethods, Service, SpaceMethods,
 };
 pub use server::Server;
 pub use socket::SocketError;

@@ -18,6 +18,8 @@ mod signals;
 mod site;
 mod target;
 
+use std::sync::Arc;
+
 use anyhow::Context;
 
 use crate::config::{Config, Cores};
@@ -56,9 +58,9 @@ fn serve_pools(
     devices: &Devices,
     signals: &Signals,
 ) -> anyhow::Result<()> {
-    let pools = Pools::open(config, sites)?;
+    let pools = Pools::open(config, sites, devices)?;
     let served = serve_doors(config, sites, devices, &pools, signals);
-    let closed = pools.close(sites);
+    let closed = pools.close();
     if served.is_ok() && closed.is_ok() {
         tracing::info!("closed clean");
     }
@@ -70,7 +72,7 @@ fn serve_doors(
     config: &Config,
     sites: &[ReactorThread<Site>],
     devices: &Devices,
-    pools: &Pools,
+    pools: &Arc<Pools>,
     signals: &Signals,
 ) -> anyhow::Result<()> {
     let doors = Doors::open(config, sites, devices, pools)?;

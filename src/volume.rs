@@ -15,7 +15,6 @@
 //! * An open volume that loses its name keeps working until the last front end closes it.
 
 pub mod attributes;
-mod caching;
 mod catalog;
 mod directory;
 mod error;
@@ -24,20 +23,20 @@ mod exclusion;
 mod gate;
 mod handle;
 mod hosts;
-mod key;
 mod owner;
+mod pool;
 mod relatives;
 mod reservations;
 
 pub use attributes::Attributes;
-pub use caching::Caching;
 pub use catalog::Catalog;
-pub use directory::{Directory, Entry, Hold, Key, Opening, Pool};
+pub use directory::{Directory, Entry, Hold, Key, Opening};
 pub use error::Error;
 pub use gate::{Access, Gate};
 pub use handle::{Slice, Volume, VolumeCounters};
 pub use hosts::{DRAIN_LIMIT, Hosts, Keeping, Listener};
 pub use owner::{NewVolume, PoolOwner, Replace, USER_PREFIX, is_file_name};
+pub use pool::Pool;
 pub use reservations::{ATTRIBUTE as RESERVATIONS_ATTRIBUTE, Reset};
 
 use crate::block::AnyChannel;

@@ -177,7 +177,7 @@ impl FileDevice {
         let geometry = Geometry {
             block_size,
             physical_block_size: block_size,
-            block_count,
+            block_count: block_count.into(),
             // What the disk below promises is not known: one of our blocks is all we may assume.
             atomic_write: ByteCount(u64::from(block_size.bytes())),
             volatile_cache: true,
@@ -196,6 +196,18 @@ impl FileDevice {
     #[must_use]
     pub fn geometry(&self) -> &Geometry {
         &self.0.geometry
+    }
+
+    /// Looks whether the file, or the block device, has become larger. One that has become smaller
+    /// stays as large as it was: what is missing fails when it is used.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn rescan(&self) -> io::Result<()> {
+        let geometry = &self.0.geometry;
+        let bytes = size_of(&self.0.file)?;
+        geometry.block_count.grow(BlockCount(bytes >> geometry.block_size.shift()));
+        Ok(())
     }
 
     /// A channel for `reactor`; zeros that must be written come from `arena`.

@@ -3,8 +3,9 @@
 //! Sparse: only chunks that were written take memory, so a test may have a device of terabytes.
 //! It has no volatile cache: there is nothing that a flush could still save.
 
+use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use super::{
     BlockDevice, BlockError, Counted, Counters, Counting, Discard, Durability, Geometry, Transfer,
@@ -14,11 +15,10 @@ use crate::hw::dma::{DmaBuffer, MAX_BUFFER};
 use crate::units::{BlockCount, BlockSize, ByteCount, Lba};
 
 const CHUNK: usize = 64 << 10;
-/// Chunks that are found together.
-const GROUP: usize = 1024;
+/// Chunks are spread over this many locks.
+const SHARDS: usize = 64;
 
-/// [`CHUNK`] bytes, or nothing: zeros.
-type Chunk = RwLock<Option<Box<[u8]>>>;
+type Shard = RwLock<HashMap<u64, Box<[u8]>>>;
 
 /// The shared part of a memory device.
 #[derive(Clone)]
@@ -26,7 +26,7 @@ pub struct MemoryDevice(Arc<Memory>);
 
 struct Memory {
     geometry: Geometry,
-    groups: Box<[OnceLock<Box<[Chunk]>>]>,
+    shards: Vec<Shard>,
 }
 
 impl MemoryDevice {
@@ -36,21 +36,26 @@ impl MemoryDevice {
         let geometry = Geometry {
             block_size,
             physical_block_size: block_size,
-            block_count: BlockCount(size.get() >> block_size.shift()),
+            block_count: BlockCount(size.get() >> block_size.shift()).into(),
             atomic_write: ByteCount(4096.max(u64::from(block_size.bytes()))),
             volatile_cache: false,
             discard: Discard::Zeroes,
             max_transfer: ByteCount(MAX_BUFFER as u64),
         };
-        let groups = size.get().div_ceil((CHUNK * GROUP) as u64);
-        let groups = (0..groups).map(|_| OnceLock::new()).collect();
-        Self(Arc::new(Memory { geometry, groups }))
+        let shards = (0..SHARDS).map(|_| Shard::default()).collect();
+        Self(Arc::new(Memory { geometry, shards }))
     }
 
     /// What the device is.
     #[must_use]
     pub fn geometry(&self) -> &Geometry {
         &self.0.geometry
+    }
+
+    /// Makes it larger; what is new reads as zeros. A smaller size changes nothing.
+    pub fn grow(&self, size: ByteCount) {
+        let geometry = &self.0.geometry;
+        geometry.block_count.grow(BlockCount(size.get() >> geometry.block_size.shift()));
     }
 
     /// A channel for one reactor.
@@ -62,40 +67,31 @@ impl MemoryDevice {
     /// Memory that the contents take.
     #[must_use]
     pub fn resident(&self) -> ByteCount {
-        let there = |chunk: &&Chunk| chunk.read().is_ok_and(|chunk| chunk.is_some());
-        let chunks = self.0.groups.iter().filter_map(OnceLock::get).flatten();
-        ByteCount((chunks.filter(there).count() * CHUNK) as u64)
+        let chunks = |shard: &Shard| shard.read().map_or(0, |map| map.len());
+        ByteCount(self.0.shards.iter().map(chunks).sum::<usize>() as u64 * CHUNK as u64)
     }
 }
 
 impl Memory {
-    /// A chunk, if any of its group was ever written.
-    fn known(&self, chunk: u64) -> Option<&Chunk> {
-        let (group, within) = (chunk / GROUP as u64, chunk % GROUP as u64);
-        Some(&self.groups[group as usize].get()?[within as usize])
-    }
-
-    fn chunk(&self, chunk: u64) -> &Chunk {
-        let (group, within) = (chunk / GROUP as u64, chunk % GROUP as u64);
-        let new = || (0..GROUP).map(|_| Chunk::default()).collect();
-        &self.groups[group as usize].get_or_init(new)[within as usize]
+    fn shard(&self, chunk: u64) -> &Shard {
+        &self.shards[(chunk % SHARDS as u64) as usize]
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) {
         for (chunk, start, part) in pieces(offset, into.len()) {
             let target = &mut into[part.clone()];
-            let chunk = self.known(chunk).map(Chunk::read);
-            match chunk.map(|chunk| chunk.unwrap_or_else(PoisonError::into_inner)).as_deref() {
-                Some(Some(bytes)) => target.copy_from_slice(&bytes[start..start + part.len()]),
-                Some(None) | None => target.fill(0),
+            let map = self.shard(chunk).read().unwrap_or_else(PoisonError::into_inner);
+            match map.get(&chunk) {
+                Some(bytes) => target.copy_from_slice(&bytes[start..start + part.len()]),
+                None => target.fill(0),
             }
         }
     }
 
     fn write(&self, offset: u64, from: &[u8]) {
         for (chunk, start, part) in pieces(offset, from.len()) {
-            let mut bytes = self.chunk(chunk).write().unwrap_or_else(PoisonError::into_inner);
-            let bytes = bytes.get_or_insert_with(|| vec![0; CHUNK].into());
+            let mut map = self.shard(chunk).write().unwrap_or_else(PoisonError::into_inner);
+            let bytes = map.entry(chunk).or_insert_with(|| vec![0; CHUNK].into());
             bytes[start..start + part.len()].copy_from_slice(&from[part]);
         }
     }
@@ -105,14 +101,13 @@ impl Memory {
         while at < end {
             let (chunk, start) = (at / CHUNK as u64, (at % CHUNK as u64) as usize);
             let part = (end - at).min((CHUNK - start) as u64) as usize;
-            at += part as u64;
-            let Some(chunk) = self.known(chunk) else { continue };
-            let mut bytes = chunk.write().unwrap_or_else(PoisonError::into_inner);
+            let mut map = self.shard(chunk).write().unwrap_or_else(PoisonError::into_inner);
             if part == CHUNK {
-                *bytes = None;
-            } else if let Some(bytes) = &mut *bytes {
+                map.remove(&chunk);
+            } else if let Some(bytes) = map.get_mut(&chunk) {
                 bytes[start..start + part].fill(0);
             }
+            at += part as u64;
         }
     }
 }

@@ -7,6 +7,7 @@ use clap_complete::Shell;
 
 use super::check::{CheckStore, DumpStore};
 use super::device::DeviceVerb;
+use super::pool::PoolChange;
 use super::relatives::RelativeVerb;
 use super::reservation::ReservationVerb;
 use super::scrub::ScrubPool;
@@ -67,7 +68,7 @@ pub enum Verb {
         #[arg(long)]
         counters: bool,
     },
-    /// Look at pools
+    /// Create, look at and change pools
     #[command(subcommand)]
     Pool(PoolVerb),
     /// Create, look at and change volumes
@@ -118,6 +119,8 @@ pub enum PoolVerb {
         #[arg(value_parser = pool_name)]
         pool: String,
     },
+    #[command(flatten)]
+    Change(PoolChange),
     /// Read all metadata and all data of a pool in the background, to find what cannot be read
     Scrub(ScrubPool),
 }

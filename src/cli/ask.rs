@@ -97,6 +97,7 @@ impl Daemon {
                 Ok(if json { pretty(&status.pools) } else { pools(&status.pools).to_string() })
             }
             PoolVerb::Scrub(scrub) => self.scrub(scrub, json),
+            PoolVerb::Change(change) => self.change_pool(change, json),
             PoolVerb::Show { pool } => {
                 let status = self.ask_status()?;
                 let found = find_pool(&status, &pool)?;
@@ -197,7 +198,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn ask_status(&mut self) -> Result<Status, ClientError> {
+    pub(super) fn ask_status(&mut self) -> Result<Status, ClientError> {
         self.0.lvolfs_status(&NoParameters {})
     }
 }
@@ -219,7 +220,7 @@ pub(super) fn name_in_pool(volume: &VolumeName, new_name: &str) -> anyhow::Resul
     Ok(qualified.volume().to_owned())
 }
 
-fn find_pool<'a>(status: &'a Status, name: &str) -> anyhow::Result<&'a PoolStatus> {
+pub(super) fn find_pool<'a>(status: &'a Status, name: &str) -> anyhow::Result<&'a PoolStatus> {
     let found = status.pools.iter().find(|pool| pool.name == name);
     found.with_context(|| format!("no such pool: {name}"))
 }

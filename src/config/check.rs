@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::cache::Caches;
 use super::error::Problem;
 use super::raw::{
     Key, RawConfig, RawControl, RawCores, RawDevice, RawDriver, RawMount, RawOnFull, RawPool,
@@ -36,7 +35,7 @@ const CPUS_LIMIT: i64 = 8192;
 
 /// Checks everything; the problems are in the file's order.
 pub(super) fn check(raw: RawConfig, text: &str) -> Result<Config, Vec<Problem>> {
-    let mut checker = Checker { text, problems: Vec::new(), caches: Caches::default() };
+    let mut checker = Checker { text, problems: Vec::new() };
     let mount = checker.mount(raw.mount);
     let control = checker.control(raw.control);
     let devices = checker.devices(raw.device);
@@ -78,7 +77,6 @@ pub(super) struct Named<T> {
 pub(super) struct Checker<'a> {
     text: &'a str,
     problems: Vec<Problem>,
-    pub(super) caches: Caches,
 }
 
 impl Checker<'_> {
@@ -168,7 +166,6 @@ impl Checker<'_> {
             group: raw.group,
             mode,
             transport: raw.transport,
-            cache: self.caches.set_default(raw.cache),
         })
     }
 
@@ -223,15 +220,16 @@ impl Checker<'_> {
 
     fn devices(&mut self, raw: Vec<Spanned<RawDevice>>) -> Named<Device> {
         let mut named = Named { checked: Vec::new(), lines: HashMap::new() };
-        let mut stands_on = HashMap::new();
+        let (mut stands_on, mut uuids) = (HashMap::new(), HashMap::new());
         for section in raw {
             let (span, raw) = (section.span(), section.into_inner());
             let name = self.require(raw.name.clone(), &span, "device.name", "pools refer to it");
             let unique =
                 name.as_ref().is_some_and(|name| self.name(name, "device.name", &mut named.lines));
+            let uuid = raw.uuid.clone().and_then(|key| self.uuid(&key, &mut uuids));
             let driver = self.driver(raw, &span, &mut stands_on);
             if let (Some(name), true, Some(driver)) = (name, unique, driver) {
-                named.checked.push(Device { name: name.into_inner(), driver });
+                named.checked.push(Device { name: name.into_inner(), uuid, driver });
             }
         }
         named
@@ -473,12 +471,11 @@ impl Checker<'_> {
             let device_size = device.and_then(|device| device.driver.declared_size());
             let reserve = self.reserve(raw.reserve, size.get_ref().0);
             let waits_for_space = raw.on_full == Some(RawOnFull::Wait);
-            let cache = self.caches.set(&name, raw.cache);
             if self.volume_size(&size, pool, device_size.filter(|_| !thin))
                 && let Some(reserve) = reserve
             {
                 let size = size.get_ref().0;
-                volumes.push(Volume { name, size, thin, reserve, waits_for_space, cache });
+                volumes.push(Volume { name, size, thin, reserve, waits_for_space });
             }
         }
         volumes

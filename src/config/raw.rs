@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use toml::Spanned;
 
-use super::{Cache, LogFormat, LogLevel, REACTORS_LIMIT, Transport};
+use super::{LogFormat, LogLevel, REACTORS_LIMIT, Transport};
 use crate::units::ByteCount;
 
 /// A key that may be absent, with its place.
@@ -36,7 +36,6 @@ pub(super) struct RawMount {
     pub(super) group: Option<u32>,
     pub(super) mode: Key<u32>,
     pub(super) transport: Transport,
-    pub(super) cache: Cache,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -56,6 +55,7 @@ pub(super) struct RawDevice {
     pub(super) create: Key<bool>,
     pub(super) pci: Key<String>,
     pub(super) namespace: Key<u32>,
+    pub(super) uuid: Key<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
@@ -86,7 +86,6 @@ pub(super) struct RawVolume {
     pub(super) thin: Option<bool>,
     pub(super) reserve: Key<Size>,
     pub(super) on_full: Option<RawOnFull>,
-    pub(super) cache: Option<Cache>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]

@@ -11,16 +11,17 @@ use super::error::RpcError;
 use super::events::EventSource;
 use super::status::Status;
 use super::types::{
-    AcquireReservation, AddListener, AddNs, AllowAnyHost, AttachController, Bdev, CloneLvol,
-    ControllerError, ControllerHealth, CreateLvol, CreateSubsystem, CreateTransport, GetBdevs,
-    GetControllers, GetIostat, GetLvols, GetMethods, GetNotifications, GetSubsystems,
-    GetTransports, Iostat, KillInstance, Lvol, Lvstore, NamedControllers, NoParameters,
-    Notification, NsHost, NvmfController, NvmfListener, NvmfQpair, NvmfReferral, NvmfStats,
-    NvmfSubsystem, PreemptReservation, ReferralEntry, RegisterReservation, RenameLvol,
-    ReservationReset, ReservationStatus, ResetReservation, ResizeLvol, ScrubStatus,
-    SelectController, SelectListener, SelectLvol, SelectLvstore, SelectNs, SelectSubsystem,
-    SelectTarget, SetAnaState, SetNsAnaGroup, SetParent, SetSpace, SnapshotLvol, StartScrub,
-    SubsystemHost, Transport, Version, VersionFields, WatchEvents, Watching,
+    AcquireReservation, AddListener, AddNs, AllowAnyHost, AttachController, Bdev, CheckShallowCopy,
+    CloneBdev, CloneLvol, ControllerError, ControllerHealth, CreateLvol, CreateLvstore,
+    CreateSubsystem, CreateTransport, GetBdevs, GetControllers, GetIostat, GetLvols, GetMethods,
+    GetNotifications, GetSubsystems, GetTransports, Iostat, KillInstance, Lvol, Lvstore,
+    NamedControllers, NoParameters, Notification, NsHost, NvmfController, NvmfListener, NvmfQpair,
+    NvmfReferral, NvmfStats, NvmfSubsystem, PreemptReservation, ReferralEntry, RegisterReservation,
+    RenameLvol, RenameLvstore, ReservationReset, ReservationStatus, ResetReservation, ResizeLvol,
+    ScrubStatus, SelectController, SelectListener, SelectLvol, SelectLvstore, SelectNs,
+    SelectSubsystem, SelectTarget, SetAnaState, SetNsAnaGroup, SetParent, SetSpace, ShallowCopy,
+    ShallowCopyOperation, SnapshotLvol, StartScrub, StartShallowCopy, SubsystemHost, Transport,
+    Version, VersionFields, WatchEvents, Watching,
 };
 
 macro_rules! methods {
@@ -111,6 +112,18 @@ methods! {
         bdev_lvol_get_lvols(GetLvols) -> Vec<Lvol>;
     }
 
+    /// Pools made, renamed and destroyed at run time.
+    lvstore: LvstoreMethods {
+        /// Makes a pool on a blank device, durably; its UUID.
+        bdev_lvol_create_lvstore(CreateLvstore) -> Uuid;
+        /// Renames a pool, durably; true.
+        bdev_lvol_rename_lvstore(RenameLvstore) -> bool;
+        /// Takes in what the pool's device has gained, durably; true.
+        bdev_lvol_grow_lvstore(SelectLvstore) -> bool;
+        /// Destroys a pool with all its volumes, none of which may be in use; true.
+        bdev_lvol_delete_lvstore(SelectLvstore) -> bool;
+    }
+
     /// NVMe controllers.
     nvme: NvmeMethods {
         /// Takes a controller on PCI; the names of its devices.
@@ -139,6 +152,18 @@ methods! {
         bdev_lvol_decouple_parent(SelectLvol) -> bool;
         /// Makes a thin volume a clone of a snapshot of its size, durably; true.
         bdev_lvol_set_parent(SetParent) -> bool;
+        /// Makes a volume that is a clone of a device, durably; its UUID.
+        bdev_lvol_clone_bdev(CloneBdev) -> Uuid;
+        /// Makes a device the parent of a thin volume that is at least as large, durably; true.
+        bdev_lvol_set_parent_bdev(SetParent) -> bool;
+    }
+
+    /// Copies of volumes to devices.
+    copy: CopyMethods {
+        /// Begins to copy what a read-only volume has of its own to a device.
+        bdev_lvol_start_shallow_copy(StartShallowCopy) -> ShallowCopyOperation;
+        /// How far such a copy is.
+        bdev_lvol_check_shallow_copy(CheckShallowCopy) -> ShallowCopy;
     }
 
     /// What happened to pools and volumes.

@@ -168,6 +168,11 @@ pub enum Health {
         /// What is wrong with them, and what to do.
         reason: String,
     },
+    /// What it shows of a device outside of its pool cannot be read, for that is not attached.
+    Degraded {
+        /// What is missing.
+        reason: String,
+    },
     /// It is gone, or answers nothing.
     Failed {
         /// How.
@@ -184,6 +189,7 @@ impl Health {
             Self::Poisoned { .. } => "poisoned",
             Self::Quarantined { .. } => "quarantined",
             Self::Fenced { .. } => "fenced",
+            Self::Degraded { .. } => "degraded",
             Self::Failed { .. } => "failed",
         }
     }
@@ -196,6 +202,7 @@ impl Health {
             Self::Poisoned { reason }
             | Self::Quarantined { reason }
             | Self::Fenced { reason }
+            | Self::Degraded { reason }
             | Self::Failed { reason } => Some(reason),
         }
     }

@@ -6,8 +6,10 @@
 //! a newer daemon can tell an older client more.
 
 mod bdev;
+mod copy;
 mod events;
 mod lvol;
+mod lvstore;
 mod nvme;
 mod nvmf;
 mod relatives;
@@ -18,8 +20,10 @@ mod space;
 use serde::{Deserialize, Serialize};
 
 pub use bdev::*;
+pub use copy::*;
 pub use events::*;
 pub use lvol::*;
+pub use lvstore::*;
 pub use nvme::*;
 pub use nvmf::*;
 pub use relatives::*;

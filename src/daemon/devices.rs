@@ -6,7 +6,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::Context;
+use uuid::Uuid;
 
+use super::facts::uuid_of;
 use super::reactors::ReactorThread;
 use super::site::Site;
 use crate::block::AnyDevice;
@@ -25,6 +27,8 @@ pub(super) struct Devices {
 /// One device.
 pub(super) struct Opened {
     pub(super) name: String,
+    /// By which volumes name it as their external parent.
+    pub(super) uuid: Uuid,
     pub(super) device: AnyDevice,
     /// Its driver's name in the configuration.
     pub(super) driver: &'static str,
@@ -92,7 +96,7 @@ impl Devices {
 }
 
 /// Runs `call` with what the daemon has on a reactor, and blocks until it ends.
-fn run_on<F, Fut, R>(site: &Remote<Site>, call: F) -> anyhow::Result<R>
+pub(super) fn run_on<F, Fut, R>(site: &Remote<Site>, call: F) -> anyhow::Result<R>
 where
     F: FnOnce(Rc<Site>) -> Fut + Send + 'static,
     Fut: Future<Output = R> + 'static,
@@ -148,7 +152,8 @@ fn open_device(device: &config::Device, sites: &[Remote<Site>]) -> anyhow::Resul
         "device opened"
     );
     let driver = device.driver.name();
-    Ok(Opened { name: device.name.clone(), device: any, driver, nvme: attached, emulated })
+    let uuid = device.uuid.unwrap_or_else(|| uuid_of(&device.name));
+    Ok(Opened { name: device.name.clone(), uuid, device: any, driver, nvme: attached, emulated })
 }
 
 fn open_image(image: &config::Image, direct: bool) -> anyhow::Result<file::OpenedFile> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::devices::Devices;
-use super::files::{self, Files};
+use super::files::Files;
 use super::hosts;
 use super::pools::Pools;
 use super::reactors::ReactorThread;
@@ -34,7 +34,7 @@ impl Doors {
         config: &Config,
         sites: &[ReactorThread<Site>],
         devices: &Devices,
-        pools: &Pools,
+        pools: &Arc<Pools>,
     ) -> anyhow::Result<Self> {
         let files = Files::open(config, sites)?;
         let mut doors = Self { control: None, files, target: None };
@@ -60,14 +60,13 @@ impl Doors {
         config: &Config,
         sites: &[ReactorThread<Site>],
         devices: &Devices,
-        pools: &Pools,
+        pools: &Arc<Pools>,
     ) -> anyhow::Result<Server> {
         let local = sites[0].run(|site| async move { site.catalog.directory().hosts().local() })?;
         let mount = Mounted {
             path: config.mount.path.clone(),
             transport: self.files.transport().clone(),
             notifier: self.files.notifier()?,
-            write_back: files::writes_back(config),
             host_nqn: hosts::nqn(config, local),
         };
         let target = self.target.clone();

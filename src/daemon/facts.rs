@@ -6,10 +6,11 @@ use crate::control::status::{Counters, DeviceStatus, Health, VolumeStatus};
 use crate::control::types::{
     Bdev, BdevIostat, DriverSpecific, Lvol, LvolPool, LvolSpecific, SupportedIoTypes,
 };
-use crate::lvol::{OnFull, Quarantined, StoreInfo, StoreState, VolumeInfo};
+use crate::lvol::{OnFull, Quarantined, StoreInfo, StoreState, VolumeInfo, external_name};
 use crate::units::{BlobId, ByteCount};
 use crate::volume::{Entry, Key, Pool, VolumeCounters};
 use std::sync::Arc;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -18,6 +19,10 @@ use super::devices::nvme::Attached;
 use super::service::{counters_of, total};
 use super::site::Site;
 use crate::emulated::EmulatedController;
+
+/// How long a driver may take to notice that its namespace has grown.
+const RESCAN_LIMIT: Duration = Duration::from_secs(10);
+const RESCAN_STEP: Duration = Duration::from_millis(2);
 
 /// What one reactor has counted.
 pub(super) struct SiteFacts {
@@ -64,6 +69,7 @@ fn queue_counters(channel: &NvmeChannel) -> Counters {
 /// A device of the configuration.
 pub(super) struct DeviceFacts {
     pub(super) name: String,
+    pub(super) uuid: Uuid,
     driver: &'static str,
     device: AnyDevice,
     /// Its NVMe controller and namespace, if that is what it is.
@@ -75,6 +81,7 @@ impl DeviceFacts {
     pub(super) fn new(opened: &Opened) -> Self {
         Self {
             name: opened.name.clone(),
+            uuid: opened.uuid,
             driver: opened.driver,
             device: opened.device.clone(),
             nvme: opened.nvme.clone(),
@@ -85,11 +92,33 @@ impl DeviceFacts {
     /// A namespace that was attached on request.
     pub(super) fn attached(name: String, device: NvmeDevice, attached: Attached) -> Self {
         Self {
+            uuid: uuid_of(&name),
             name,
             driver: "nvme",
             device: AnyDevice::Nvme(device),
             nvme: Some(attached),
             emulated: None,
+        }
+    }
+
+    /// Looks whether the device has become larger, where nobody tells: a file, and an emulated
+    /// controller over one. A controller on PCI tells the driver by itself.
+    pub(super) fn rescan(&self) -> std::io::Result<()> {
+        match (&self.device, &self.emulated) {
+            (AnyDevice::File(file), _) => file.rescan(),
+            (AnyDevice::Nvme(device), Some(emulated)) => {
+                let wanted = emulated.rescan()?.get();
+                let began = std::time::Instant::now();
+                // The controller tells the driver, which looks at the namespace anew.
+                while device.geometry().block_count.get() < wanted {
+                    if began.elapsed() > RESCAN_LIMIT {
+                        return Err(std::io::ErrorKind::TimedOut.into());
+                    }
+                    std::thread::sleep(RESCAN_STEP);
+                }
+                Ok(())
+            }
+            (AnyDevice::Nvme(_) | AnyDevice::Memory(_), _) => Ok(()),
         }
     }
 
@@ -110,7 +139,7 @@ impl DeviceFacts {
             product_name: product_name.to_owned(),
             block_size: self.device.geometry().block_size.bytes(),
             num_blocks: self.device.geometry().block_count.get(),
-            uuid: Uuid::new_v5(&Uuid::NAMESPACE_OID, self.name.as_bytes()),
+            uuid: self.uuid,
             claimed,
             claim_type: claimed.then(|| "exclusive_write".to_owned()),
             supported_io_types: supported(),
@@ -137,6 +166,11 @@ impl DeviceFacts {
             controller: self.emulated.as_ref().map(|emulated| counters_of(&emulated.counters())),
         }
     }
+}
+
+/// The UUID of a device that has none of its own.
+pub(super) fn uuid_of(name: &str) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes())
 }
 
 fn supported() -> SupportedIoTypes {
@@ -174,6 +208,11 @@ pub(super) fn volume_status(
         name: info.name.clone(),
         uuid: entry.uuid(),
         health: match entry.gate().reservations().fence() {
+            None if info.degraded => Health::Degraded {
+                reason: "its external parent is not attached: only what it has of its own can be \
+                         read"
+                    .to_owned(),
+            },
             None => Health::Ok,
             Some(damage) => Health::Fenced {
                 reason: format!(
@@ -249,6 +288,10 @@ pub(super) fn volume_bdev(
                 base_snapshot: info.parent.as_ref().and_then(name_of),
                 clones: Some(clones).filter(|clones| !clones.is_empty()),
                 esnap_clone: info.external_parent.is_some(),
+                external_snapshot_name: info
+                    .external_parent
+                    .as_deref()
+                    .map(|stored| String::from_utf8_lossy(&external_name(stored)).into_owned()),
             }),
         },
         ..Bdev::default()
@@ -264,9 +307,9 @@ pub(super) fn lvol(pool: &Pool, entry: &Entry, info: &VolumeInfo) -> Lvol {
         is_snapshot: info.snapshot,
         is_clone: info.parent.is_some(),
         is_esnap_clone: info.external_parent.is_some(),
-        is_degraded: false,
+        is_degraded: info.degraded,
         num_allocated_clusters: u64::from(info.allocated.get()),
-        lvs: LvolPool { name: pool.name().to_owned(), uuid: pool.uuid() },
+        lvs: LvolPool { name: pool.name().to_string(), uuid: pool.uuid() },
     }
 }
 

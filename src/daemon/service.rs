@@ -2,8 +2,10 @@
 //! methods in a file of its own.
 
 mod bdev;
+mod copy;
 mod events;
 mod lvol;
+mod lvstore;
 mod nvme;
 mod nvmf;
 mod process;
@@ -12,7 +14,6 @@ mod reservation;
 mod scrub;
 mod space;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,8 +32,9 @@ use super::target::TargetDoor;
 use crate::control::status::Counters;
 use crate::control::types::PoolSelector;
 use crate::control::{
-    BdevMethods, EventMethods, EventSource, LvolMethods, NvmeMethods, NvmfMethods, ProcessMethods,
-    RelativeMethods, ReservationMethods, RpcError, ScrubMethods, Service, SpaceMethods,
+    BdevMethods, CopyMethods, EventMethods, EventSource, LvolMethods, LvstoreMethods, NvmeMethods,
+    NvmfMethods, ProcessMethods, RelativeMethods, ReservationMethods, RpcError, ScrubMethods,
+    Service, SpaceMethods,
 };
 use crate::fuse::errno::Errno;
 use crate::fuse::notify::Notifier;
@@ -48,8 +50,8 @@ pub(super) struct DaemonService {
     devices: Mutex<Vec<Arc<DeviceFacts>>>,
     /// Held while controllers come or go.
     attaching: Mutex<()>,
-    /// The device of each pool, by the pool's name.
-    pool_devices: BTreeMap<String, String>,
+    pools: Arc<Pools>,
+    copies: copy::ShallowCopies,
     /// `None` if the configuration has no target.
     target: Option<Arc<TargetDoor>>,
     mount: Mounted,
@@ -62,8 +64,6 @@ pub(super) struct Mounted {
     pub(super) transport: TransportInUse,
     /// Tells the kernel what was changed by other doors.
     pub(super) notifier: Notifier,
-    /// Whether the kernel keeps the sizes of files that are open.
-    pub(super) write_back: bool,
     /// Its name as a host.
     pub(super) host_nqn: String,
 }
@@ -82,7 +82,7 @@ impl DaemonService {
     pub(super) fn new(
         sites: &[ReactorThread<Site>],
         devices: &Devices,
-        pools: &Pools,
+        pools: &Arc<Pools>,
         target: Option<Arc<TargetDoor>>,
         mount: Mounted,
     ) -> anyhow::Result<Self> {
@@ -95,7 +95,8 @@ impl DaemonService {
                 devices.list().iter().map(|opened| Arc::new(DeviceFacts::new(opened))).collect(),
             ),
             attaching: Mutex::default(),
-            pool_devices: pools.devices(),
+            pools: Arc::clone(pools),
+            copies: copy::ShallowCopies::default(),
             target,
             mount,
             started: super::now(),
@@ -106,7 +107,7 @@ impl DaemonService {
         let pools = self.directory.pools();
         let found = pools.into_iter().find(|pool| match selector {
             PoolSelector::Uuid(uuid) => pool.uuid() == *uuid,
-            PoolSelector::Name(name) => pool.name() == name,
+            PoolSelector::Name(name) => *pool.name() == **name,
         });
         found.ok_or_else(|| RpcError::errno(libc::ENODEV))
     }
@@ -172,7 +173,7 @@ impl DaemonService {
     }
 
     fn device_of(&self, pool: &Pool) -> String {
-        self.pool_devices.get(pool.name()).cloned().unwrap_or_default()
+        self.pools.device_of(pool.key()).unwrap_or_default()
     }
 }
 
@@ -203,7 +204,15 @@ impl Service for DaemonService {
         Some(self)
     }
 
+    fn copy(&self) -> Option<&dyn CopyMethods> {
+        Some(self)
+    }
+
     fn lvol(&self) -> Option<&dyn LvolMethods> {
+        Some(self)
+    }
+
+    fn lvstore(&self) -> Option<&dyn LvstoreMethods> {
         Some(self)
     }
 

@@ -14,7 +14,7 @@ use crate::fuse::operations::Operations;
 use crate::hw::dma::DmaArena;
 use crate::nvmf::service::Service;
 use crate::reactor::Reactor;
-use crate::volume::{Catalog, Directory, Pool, PoolOwner};
+use crate::volume::{Catalog, Directory, Key, Pool, PoolOwner};
 
 /// One reactor's share of everything.
 pub(super) struct Site {
@@ -86,6 +86,12 @@ impl Site {
     pub(super) fn channel(&self, device: &str) -> anyhow::Result<AnyChannel> {
         let found = self.channels.borrow().get(device).cloned();
         found.with_context(|| format!("device {device:?} is not open"))
+    }
+
+    /// The owner of a pool, if this is its reactor.
+    pub(super) fn owner_of(&self, pool: Key) -> Option<Rc<PoolOwner>> {
+        let owned = self.owned.borrow();
+        owned.iter().find(|(_, known)| known.key() == pool).map(|(owner, _)| Rc::clone(owner))
     }
 
     /// All channels, by the device's name.

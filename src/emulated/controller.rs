@@ -210,14 +210,34 @@ impl EmulatedController {
         }
     }
 
-    /// Gives the namespace another size, and tells the host if it asked to be told. Memory only:
-    /// a file's size is read once.
+    /// Gives the namespace another size, and tells the host if it asked to be told. Memory only.
     pub fn resize(&self, blocks: BlockCount) {
         let mut core = self.lock();
         let Media::Memory(memory) = &mut core.media else {
             return;
         };
         memory.resize(blocks);
+        self.tell_of_size(core);
+    }
+
+    /// Takes in what the file has gained, and tells the host of it. How many blocks there are now.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn rescan(&self) -> io::Result<BlockCount> {
+        let mut core = self.lock();
+        let grown = match &mut core.media {
+            Media::File(file) => file.rescan()?,
+            Media::Memory(_) => false,
+        };
+        let blocks = core.media.blocks();
+        if grown {
+            self.tell_of_size(core);
+        }
+        Ok(blocks)
+    }
+
+    fn tell_of_size(&self, mut core: MutexGuard<'_, Core>) {
         core.namespace_changed = true;
         if core.features.notifies(NOTIFY_NAMESPACE_ATTRIBUTES) {
             core.events.raise(AsyncEvent {

@@ -30,7 +30,7 @@ pub struct FileMedia {
 
 impl FileMedia {
     /// The blocks of `file`, which must be open for reading and writing. Bytes past the last
-    /// whole block are not used. The size is read once.
+    /// whole block are not used.
     ///
     /// # Errors
     /// The system's; `InvalidInput` for a file that is no medium or holds not one block.
@@ -53,6 +53,15 @@ impl FileMedia {
     #[must_use]
     pub fn blocks(&self) -> BlockCount {
         self.blocks
+    }
+
+    /// Takes in what the file has gained; true if that is a block or more. A file that has become
+    /// smaller keeps its blocks, and reads of the missing ones fail.
+    pub(super) fn rescan(&mut self) -> io::Result<bool> {
+        let blocks = BlockCount(size_of(&self.file)? >> self.block_size.shift());
+        let grown = blocks > self.blocks;
+        self.blocks = self.blocks.max(blocks);
+        Ok(grown)
     }
 
     /// Reads `length` bytes at `offset`. A file that was cut short meanwhile is an error.

@@ -32,24 +32,30 @@ impl Notifier {
 
     /// Size or attributes of a pool or a volume have changed.
     pub fn attributes(&self, key: Key) {
-        // A negative offset: no data is remembered wrongly, only attributes.
-        let body = NotifyInvalInodeOut { ino: NodeId::from(key).0, off: -1, len: 0 };
-        self.send(INVAL_INODE, body.as_bytes());
+        self.node(key.into());
     }
 
-    /// What a volume reads as has changed.
-    pub fn content(&self, key: Key) {
-        // All of it: no length is to the end.
-        let body = NotifyInvalInodeOut { ino: NodeId::from(key).0, off: 0, len: 0 };
+    fn node(&self, id: NodeId) {
+        // A negative offset: no data is remembered wrongly, only attributes.
+        let body = NotifyInvalInodeOut { ino: id.0, off: -1, len: 0 };
         self.send(INVAL_INODE, body.as_bytes());
     }
 
     /// What had the name `name` in the pool has it no longer.
     pub fn name(&self, pool: Key, name: &str) {
+        self.entry(pool.into(), name);
+    }
+
+    /// What had the name `name` in the root, or had not, is no longer so.
+    pub fn pool(&self, name: &str) {
+        self.entry(NodeId::ROOT, name);
+    }
+
+    fn entry(&self, parent: NodeId, name: &str) {
         let namelen = u32::try_from(name.len()).unwrap_or(u32::MAX);
-        let body = NotifyInvalEntryOut { parent: NodeId::from(pool).0, namelen, flags: 0 };
+        let body = NotifyInvalEntryOut { parent: parent.0, namelen, flags: 0 };
         self.send(INVAL_ENTRY, &[body.as_bytes(), name.as_bytes(), &[0]].concat());
-        self.attributes(pool);
+        self.node(parent);
     }
 
     fn send(&self, code: i32, body: &[u8]) {

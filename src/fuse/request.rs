@@ -207,9 +207,7 @@ pub enum Operation {
         whence: u32,
     },
     Access,
-    Interrupt {
-        unique: u64,
-    },
+    Interrupt,
     Destroy,
     /// Known, and refused with this error.
     Refused(Errno),
@@ -354,9 +352,7 @@ fn operation(code: u32, arguments: &mut Arguments<'_>) -> Result<Operation, Errn
         opcode::RELEASEDIR => Operation::ReleaseDir,
         opcode::FSYNCDIR => Operation::FSyncDir,
         opcode::FORGET | opcode::BATCH_FORGET => Operation::Forget,
-        opcode::INTERRUPT => {
-            Operation::Interrupt { unique: arguments.structure::<abi::InterruptIn>()?.unique }
-        }
+        opcode::INTERRUPT => Operation::Interrupt,
         opcode::DESTROY => Operation::Destroy,
         _ => return named(code, arguments),
     })

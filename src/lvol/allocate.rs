@@ -21,7 +21,7 @@ use crate::hw::dma::DmaBuffer;
 use crate::units::{BlockCount, ClusterIndex, Lba, VolumeCluster};
 
 use super::error::{Error, IoFailure, Resource, VolumeTransfer};
-use super::interruption::Interruption;
+use super::external::Shown;
 use super::metadata_io::Stretch;
 use super::space::Patience;
 use super::store::Store;
@@ -31,10 +31,14 @@ use super::volume_map::{Place, VolumeMap};
 const COPY_STEP: usize = 256 << 10;
 
 /// What a cluster holds beside the data of its first write.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Background {
     Zeros,
+    /// Zeros that are there already.
+    Done,
     Parent(ClusterIndex),
+    /// What a device outside of the pool has at this byte of the volume.
+    External(Arc<Shown>, u64),
 }
 
 /// The right to give a cluster of a volume its place. Dropping it wakes those who wait for it.
@@ -76,9 +80,8 @@ impl<D: BlockDevice> Store<D> {
         cluster: VolumeCluster,
         block: BlockCount,
         buffer: DmaBuffer,
-        patience: Patience,
     ) -> VolumeTransfer {
-        match self.begin_with_space(&map, cluster, patience).await {
+        match self.begin_with_space(&map, cluster).await {
             Err(error) => Err(IoFailure::new(error, buffer)),
             Ok(Ready::Placed(place)) => {
                 let flight = self.tracker.enter();
@@ -106,12 +109,10 @@ impl<D: BlockDevice> Store<D> {
         &self,
         map: Arc<VolumeMap>,
         clusters: std::ops::Range<u32>,
-        interruption: Option<Interruption>,
     ) -> Result<(), Error> {
         let mut at = VolumeCluster(clusters.start);
         while let Some(cluster) = map.find(at, clusters.end, false) {
-            let patience = Patience::from(interruption.clone());
-            self.place_whole(&map, cluster, patience, |shown| shown).await?;
+            self.place_copy(&map, cluster).await?;
             at = VolumeCluster(cluster.0 + 1);
         }
         Ok(())
@@ -157,7 +158,7 @@ impl<D: BlockDevice> Store<D> {
         };
         let volume = state.of_map(map)?;
         let own = matches!(volume.map.get(cluster), Place::Own(_));
-        if !thin || shows_parent || volume.blob.flags.external_snapshot || !own {
+        if !thin || shows_parent || volume.map.external().is_some() || !own {
             return Ok(false);
         }
         volume.map.change();
@@ -171,7 +172,11 @@ impl<D: BlockDevice> Store<D> {
         map: &Arc<VolumeMap>,
         cluster: VolumeCluster,
     ) -> Result<(), Error> {
-        self.place_whole(map, cluster, Patience::default(), |_| Background::Zeros).await
+        let zeros = |shown| match shown {
+            Background::Done => Background::Done,
+            _ => Background::Zeros,
+        };
+        self.place_whole(map, cluster, zeros).await
     }
 
     /// Gives a cluster a place of its own that reads as before, if it has none.
@@ -180,18 +185,19 @@ impl<D: BlockDevice> Store<D> {
         map: &Arc<VolumeMap>,
         cluster: VolumeCluster,
     ) -> Result<(), Error> {
-        self.place_whole(map, cluster, Patience::default(), |shown| shown).await
+        self.place_whole(map, cluster, |shown| shown).await
     }
 
     async fn place_whole(
         &self,
         map: &Arc<VolumeMap>,
         cluster: VolumeCluster,
-        patience: Patience,
         content: impl FnOnce(Background) -> Background,
     ) -> Result<(), Error> {
-        let ready = self.begin_with_space(map, cluster, patience).await?;
-        let Ready::Place(allocation, shown, place) = ready else { return Ok(()) };
+        let Ready::Place(allocation, shown, place) = self.begin_with_space(map, cluster).await?
+        else {
+            return Ok(());
+        };
         let flight = self.tracker.enter();
         let written = self.fill(place, content(shown), None).await;
         let installed = self.install(map, cluster, place, written);
@@ -206,19 +212,24 @@ impl<D: BlockDevice> Store<D> {
         &self,
         map: &Arc<VolumeMap>,
         cluster: VolumeCluster,
-        mut patience: Patience,
     ) -> Result<Ready<'_, D>, Error> {
+        let mut patience = Patience::default();
         loop {
             let (allocation, background) = match self.begin(map, cluster).await? {
                 Begun::Placed(place) => return Ok(Ready::Placed(place)),
                 Begun::Place(allocation, background) => (allocation, background),
             };
+            if let Background::Zeros = background
+                && let Some(place) = self.take_zeroed_for(map)
+            {
+                return Ok(Ready::Place(allocation, Background::Done, place));
+            }
             let full = match self.take_cluster_for(Some(map)).await {
                 Ok(place) => return Ok(Ready::Place(allocation, background, place)),
                 Err(full) => full,
             };
             drop(allocation);
-            if !self.wait_for_space(map, &mut patience).await? {
+            if !self.wait_for_space(map, &mut patience).await {
                 return Err(full);
             }
         }
@@ -242,7 +253,13 @@ impl<D: BlockDevice> Store<D> {
                 let background = match volume.map.get(cluster) {
                     Place::Own(place) => return Ok(Begun::Placed(place)),
                     Place::Parent(parent) => Background::Parent(parent),
-                    Place::None => Background::Zeros,
+                    Place::None => match volume.map.external() {
+                        None => Background::Zeros,
+                        Some(shown) => {
+                            let size = self.layout.cluster_size().0;
+                            Background::External(shown, u64::from(cluster.0) * size)
+                        }
+                    },
                 };
                 let Some(others) = volume.allocating.get_mut(&cluster) else {
                     volume.allocating.insert(cluster, Vec::new());
@@ -291,22 +308,20 @@ impl<D: BlockDevice> Store<D> {
         let whole = self.cluster_stretch(place);
         let Some((block, buffer)) = data else {
             let filled = self.fill_around(background, whole, 0, whole.blocks.0).await;
-            return filled
-                .map(|()| None)
-                .map_err(|error| IoFailure { error: error.into(), buffer: None });
+            return filled.map(|()| None).map_err(|error| IoFailure { error, buffer: None });
         };
         let shift = self.layout.block_size().shift();
         let end = block.0 + (buffer.len() as u64 >> shift);
         let data_start = Lba(whole.start.0 + block.0);
         let (written, before, after) = join3(
             self.io.device().write(data_start, buffer, Durability::Cached),
-            self.fill_around(background, whole, 0, block.0),
+            self.fill_around(background.clone(), whole, 0, block.0),
             self.fill_around(background, whole, end, whole.blocks.0),
         )
         .await;
         match (written, before.and(after)) {
             (Ok(buffer), Ok(())) => Ok(Some(buffer)),
-            (Ok(buffer), Err(error)) => Err(IoFailure::new(error.into(), buffer)),
+            (Ok(buffer), Err(error)) => Err(IoFailure::new(error, buffer)),
             (Err(failed), _) => Err(failed.into()),
         }
     }
@@ -318,20 +333,25 @@ impl<D: BlockDevice> Store<D> {
         whole: Stretch,
         from: u64,
         to: u64,
-    ) -> Result<(), BlockError> {
+    ) -> Result<(), Error> {
         if from >= to {
             return Ok(());
         }
         let bytes = (to - from) << self.layout.block_size().shift();
         match background {
+            Background::Done => Ok(()),
             Background::Zeros => {
                 self.count(|counters| counters.bytes_zeroed += bytes);
                 let start = Lba(whole.start.0 + from);
-                self.io.zero(&[Stretch { start, blocks: BlockCount(to - from) }]).await
+                Ok(self.io.zero(&[Stretch { start, blocks: BlockCount(to - from) }]).await?)
             }
             Background::Parent(parent) => {
                 self.count(|counters| counters.bytes_copied += bytes);
-                self.copy(self.cluster_stretch(parent), whole, from, to).await
+                Ok(self.copy(self.cluster_stretch(parent), whole, from, to).await?)
+            }
+            Background::External(shown, offset) => {
+                self.count(|counters| counters.bytes_copied += bytes);
+                self.copy_external(&shown, offset, whole, from..to).await
             }
         }
     }
@@ -357,6 +377,30 @@ impl<D: BlockDevice> Store<D> {
             let written = device.write(Lba(target.start.0 + at), buffer, Durability::Cached).await;
             drop(written.map_err(|failed| failed.error)?);
             at += blocks;
+        }
+        Ok(())
+    }
+
+    async fn copy_external(
+        &self,
+        shown: &Shown,
+        offset: u64,
+        target: Stretch,
+        blocks: std::ops::Range<u64>,
+    ) -> Result<(), Error> {
+        let shift = self.layout.block_size().shift();
+        let step = (COPY_STEP as u64 >> shift).max(1);
+        let mut at = blocks.start;
+        while at < blocks.end {
+            let count = step.min(blocks.end - at);
+            let bytes = count << shift;
+            let buffer = self.io.arena().allocate(bytes as usize);
+            let buffer = buffer.ok_or(Error::NoMemory { bytes })?;
+            let buffer = self.read_external(shown, offset + (at << shift), buffer).await?;
+            let start = Lba(target.start.0 + at);
+            let written = self.io.device().write(start, buffer, Durability::Cached).await;
+            drop(written.map_err(|failed| failed.error)?);
+            at += count;
         }
         Ok(())
     }

@@ -95,6 +95,12 @@ impl Allocator {
         self.page_hint = self.page_hint.min(page.0.max(1));
     }
 
+    /// There are more clusters now: those up to `clusters` are free.
+    pub(super) fn grow(&mut self, clusters: ClusterCount) {
+        assert!(clusters.0 >= self.clusters.len(), "a store does not shrink");
+        self.clusters.resize(clusters.0);
+    }
+
     pub(super) fn free_clusters(&self) -> ClusterCount {
         ClusterCount(self.clusters.clear_count())
     }

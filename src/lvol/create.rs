@@ -1,19 +1,20 @@
 //! Making a pool, and closing one in order: the two moments at which the whole of the metadata is
-//! written.
+//! written. And taking one off its device.
 
 use uuid::Uuid;
 
 use crate::block::BlockDevice;
 use crate::hw::dma::DmaArena;
-use crate::units::{ByteCount, ByteOffset, PageIndex};
+use crate::units::{BlockSize, ByteCount, ByteOffset, PageIndex};
 
 use super::error::Error;
 use super::format::{
-    BitSet, Contents, IDENTIFY_BYTES, Layout, LayoutOptions, MaskKind, SuperBlock, VolumeName,
-    blob_id, encode_mask, lvolstore, root_page,
+    BitSet, ClearMethod, Contents, IDENTIFY_BYTES, Layout, LayoutOptions, MaskKind, SuperBlock,
+    VolumeName, blob_id, encode_mask, lvolstore, root_page,
 };
 use super::metadata_io::{MetadataIo, medium};
 use super::store::Store;
+use super::volume_map::CLOSED;
 
 /// How a pool is made.
 #[derive(Clone, Debug)]
@@ -24,6 +25,22 @@ pub struct FormatOptions {
     pub uuid: Option<Uuid>,
     /// Cluster size, and room for metadata.
     pub layout: LayoutOptions,
+}
+
+/// How a device is made ready for a pool, where that is not as usual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preparation {
+    /// What happens to what the data clusters hold. No volume relies on it: each zeroes what it
+    /// shows.
+    pub clear: ClearMethod,
+    /// The smallest metadata slot; the device's physical block and 4096 bytes are lower limits.
+    pub metadata_page: BlockSize,
+}
+
+impl Default for Preparation {
+    fn default() -> Self {
+        Self { clear: ClearMethod::Unmap, metadata_page: BlockSize::B4096 }
+    }
 }
 
 impl<D: BlockDevice> Store<D> {
@@ -49,19 +66,32 @@ impl<D: BlockDevice> Store<D> {
         arena: &DmaArena,
         options: &FormatOptions,
     ) -> Result<(), Error> {
+        Self::format_prepared(device, arena, options, Preparation::default()).await
+    }
+
+    /// As [`Store::format`], with the device made ready in another way.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn format_prepared(
+        device: &D,
+        arena: &DmaArena,
+        options: &FormatOptions,
+        preparation: Preparation,
+    ) -> Result<(), Error> {
         let name = VolumeName::new(&options.name)?;
         match Self::identify(device, arena).await? {
             Contents::Blank => {}
             other => return Err(Error::NotBlank(other)),
         }
-        let layout = Layout::create(medium(device.geometry()), options.layout)?;
+        let mut medium = medium(device.geometry());
+        medium.physical_block_size = medium.physical_block_size.max(preparation.metadata_page);
+        let layout = Layout::create(medium, options.layout)?;
         let io = MetadataIo::new(device.clone(), arena)?;
         let metadata = ByteCount(layout.data_start().0);
         io.zero(&[io.stretch(ByteOffset(0), metadata)]).await?;
         let data = ByteCount(layout.bytes_of(layout.data_clusters()).0);
-        if let Err(error) = io.discard(&[io.stretch(layout.data_start(), data)]).await {
-            tracing::debug!(%error, "the device did not discard what was in the pool's place");
-        }
+        clear(&io, layout.data_start(), data, preparation.clear).await?;
         let root = PageIndex(0);
         let uuid = options.uuid.unwrap_or_else(Uuid::new_v4);
         let blob = lvolstore::super_blob(blob_id(root), &name, uuid);
@@ -103,6 +133,52 @@ impl<D: BlockDevice> Store<D> {
         Ok(())
     }
 
+    /// Takes the pool off its device, with all of its volumes. In order:
+    ///
+    /// 1. I/O is refused from now on. What is in flight ends, and so does what commits left over.
+    /// 2. The block with the signature is zeroed. FLUSH. A crash up to here leaves the pool, or no
+    ///    pool: the device writes a block as a whole or not at all.
+    /// 3. The rest of what tells the contents of a device is zeroed: nothing else shall be
+    ///    recognised there. FLUSH. The device is blank.
+    /// 4. The rest of the pool is discarded, as far as the device does that.
+    ///
+    /// On return there is no pool any more, durably.
+    ///
+    /// # Errors
+    /// [`Error::Closed`]; [`Error::Poisoned`] if the medium cannot be written: whether the pool is
+    /// still there is seen when it is opened again.
+    pub async fn destroy(&self) -> Result<(), Error> {
+        let store = self.strong();
+        let guard = store.operations.lock().await;
+        self.check_alive()?;
+        self.flag_all(CLOSED); // 1
+        self.quiesce().await;
+        self.end_supply().await;
+        let result = self.erase().await;
+        self.end();
+        drop(guard);
+        result
+    }
+
+    async fn erase(&self) -> Result<(), Error> {
+        self.commit_all().await?;
+        self.settle().await;
+        self.fate.error().map_or(Ok(()), Err)?;
+        let block = u64::from(self.layout.block_size().bytes());
+        let end = self.layout.size().0;
+        let head = IDENTIFY_BYTES as u64;
+        for (from, to) in [(0, block), (block, head.min(end))] {
+            // 2 and 3
+            let stretch = self.io.stretch(ByteOffset(from), ByteCount(to - from));
+            self.io.zero(&[stretch]).await.map_err(|cause| self.poison("metadata write", cause))?;
+            self.flush().await?;
+        }
+        let rest = ByteCount(end.saturating_sub(head));
+        clear(&self.io, ByteOffset(head), rest, ClearMethod::Unmap).await?; // 4
+        tracing::debug!("destroyed");
+        Ok(())
+    }
+
     pub(super) async fn write_super_block(&self, super_block: &SuperBlock) -> Result<(), Error> {
         let written = self.io.write_page(ByteOffset(0), &super_block.encode()).await;
         written.map_err(|cause| self.poison("metadata write", cause))
@@ -111,8 +187,8 @@ impl<D: BlockDevice> Store<D> {
     fn masks(&self) -> [(MaskKind, BitSet); 3] {
         let state = self.state.borrow();
         let mut clusters = state.allocator.used_clusters().clone();
-        for lost in &state.lost {
-            clusters.remove(lost.0);
+        for unused in state.lost.iter().copied().chain(state.supply.clusters()) {
+            clusters.remove(unused.0);
         }
         let mut blobs = BitSet::new(self.layout.mask_bits(MaskKind::UsedBlobIds));
         let quarantined = state.quarantined.iter().map(|quarantined| quarantined.id);
@@ -125,4 +201,27 @@ impl<D: BlockDevice> Store<D> {
             (MaskKind::UsedBlobIds, blobs),
         ]
     }
+}
+
+/// Clears a stretch that no volume has; only zeroing can fail.
+async fn clear<D: BlockDevice>(
+    io: &MetadataIo<D>,
+    start: ByteOffset,
+    length: ByteCount,
+    method: ClearMethod,
+) -> Result<(), Error> {
+    let stretch = io.stretch(start, length);
+    if stretch.blocks.0 == 0 {
+        return Ok(());
+    }
+    match method {
+        ClearMethod::None => {}
+        ClearMethod::WriteZeroes => io.zero(&[stretch]).await?,
+        ClearMethod::Default | ClearMethod::Unmap => {
+            if let Err(error) = io.discard(&[stretch]).await {
+                tracing::debug!(%error, "the device did not discard what is in the pool's place");
+            }
+        }
+    }
+    Ok(())
 }

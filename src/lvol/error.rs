@@ -25,9 +25,6 @@ pub enum Error {
     /// No such extended attribute.
     #[error("the volume has no such attribute")]
     NoAttribute,
-    /// A write that waited for space was told not to.
-    #[error("the wait for space was interrupted")]
-    WaitInterrupted,
     /// No free cluster, or no free metadata page.
     #[error("the pool is full: no free {what}")]
     NoSpace {
@@ -106,6 +103,12 @@ pub enum Error {
     /// The data lies on a device outside of the pool, which is not attached.
     #[error("the data lies on the volume's external parent, which is not attached")]
     ExternalParent,
+    /// The device that a copy is written to said no.
+    #[error("the copy's device failed: {0}")]
+    CopyTarget(BlockError),
+    /// The device that is the external parent said no.
+    #[error("the volume's external parent failed: {0}")]
+    ExternalDevice(BlockError),
     /// No DMA memory is left for the operation.
     #[error("no DMA memory left for {bytes} bytes")]
     NoMemory {

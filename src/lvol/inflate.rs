@@ -122,6 +122,7 @@ impl<D: BlockDevice> Store<D> {
         volume.root_dirty = true;
         volume.show_flags();
         tracing::info!(volume = %volume.name, blob = volume.blob.id.0, "left its parent");
+        state.show_externals();
         Ok(true)
     }
 
@@ -164,9 +165,9 @@ impl<D: BlockDevice> Store<D> {
             return Err(error);
         }
         map.change();
+        self.state.borrow_mut().show_externals();
         map.show_parent(Some(&shown), map.clusters().0);
         map.set_durable(map.version());
-        self.state.borrow().served(id)?.show_flags();
         drop(frozen);
         tracing::info!(blob = id.0, parent = parent.0, "has another parent");
         Ok(())
@@ -184,6 +185,7 @@ impl State {
     ) -> Result<Vec<VolumeCluster>, Error> {
         let volume = self.of_map(map)?;
         let (end, parent) = (volume.clusters.0, volume.blob.parent());
+        let external = volume.blob.external_parent().is_some();
         let volume = self.served(map.blob())?;
         let parent = parent.and_then(|parent| self.volumes.get(&parent));
         let grandparent = parent.and_then(|parent| parent.blob.parent());
@@ -194,6 +196,8 @@ impl State {
             (Leaving::Decouple, Place::Parent(place)) => {
                 parent.is_some_and(|parent| parent.map.get(cluster) == Place::Own(place))
             }
+            // All that shows of a parent outside of the pool is its own.
+            (Leaving::Decouple, Place::None) if external => true,
             // What the parent hides of the grandparent stays hidden.
             (Leaving::Decouple, Place::None) => grandparent.is_some_and(|grandparent| {
                 cluster.0 < grandparent.clusters.0 && grandparent.map.get(cluster) != Place::None

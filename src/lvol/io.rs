@@ -10,6 +10,8 @@
 //! What is durable: a write is when a later [`VolumeIo::flush`] has returned, or on its own return
 //! with [`Durability::ForceUnitAccess`]. After a crash each other block holds old or new data.
 
+mod pieces;
+
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -24,10 +26,11 @@ use crate::units::{
 };
 
 use super::error::{Error, IoFailure, VolumeTransfer};
-use super::interruption::Interruption;
+use super::external::{ExternalName, Externals};
 use super::store::Store;
-use super::tracker::{InFlight, Tracker};
-use super::volume_map::{EXTERNAL, Place, VolumeMap};
+use super::tracker::Tracker;
+use super::volume_map::{Place, VolumeMap};
+use pieces::{Piece, Way, cut, join};
 
 /// Bytes of zeros written at once where a parent shows through.
 const ZERO_STEP: u64 = 256 << 10;
@@ -41,7 +44,10 @@ struct Shared<D: BlockDevice> {
     arena: DmaArena,
     owner: Remote<Store<D>>,
     tracker: Rc<Tracker>,
+    /// The same, as the owner reaches it.
+    kept: Remote<Tracker>,
     flushes: Rc<FlushGroup>,
+    externals: Externals<D>,
     block_size: BlockSize,
     max_transfer: u64,
     volatile_cache: bool,
@@ -87,11 +93,29 @@ impl<D: BlockDevice> StoreIo<D> {
             arena: arena.clone(),
             owner,
             tracker,
+            kept,
             flushes: Rc::default(),
+            externals: Externals::default(),
             block_size,
             max_transfer,
             volatile_cache,
         })))
+    }
+
+    /// Lets go of a pool that is closed. One that is not can never again be sure that this reactor
+    /// uses nothing of it.
+    pub fn detach(&self) {
+        drop(self.0.kept.release(&self.0.reactor));
+    }
+
+    /// Says how this reactor reaches a parent outside of the pool. `Store::attach_external` follows.
+    pub fn attach_external(&self, name: &ExternalName, device: D) {
+        self.0.externals.attach(name, device);
+    }
+
+    /// That way is gone. `Store::detach_external` came before.
+    pub fn detach_external(&self, name: &ExternalName) {
+        self.0.externals.detach(name);
     }
 
     /// The pool's owner.
@@ -112,7 +136,7 @@ impl<D: BlockDevice> StoreIo<D> {
     /// As [`StoreIo::volume`], by the map that [`Store::map`] gave.
     #[must_use]
     pub fn volume_of(&self, map: Arc<VolumeMap>) -> VolumeIo<D> {
-        VolumeIo { shared: Rc::clone(&self.0), map, interruption: None }
+        VolumeIo { shared: Rc::clone(&self.0), map }
     }
 }
 
@@ -120,32 +144,12 @@ impl<D: BlockDevice> StoreIo<D> {
 pub struct VolumeIo<D: BlockDevice> {
     shared: Rc<Shared<D>>,
     map: Arc<VolumeMap>,
-    /// Ends waits for space.
-    interruption: Option<Interruption>,
 }
 
 impl<D: BlockDevice> Clone for VolumeIo<D> {
     fn clone(&self) -> Self {
-        let (shared, map) = (Rc::clone(&self.shared), Arc::clone(&self.map));
-        Self { shared, map, interruption: self.interruption.clone() }
+        Self { shared: Rc::clone(&self.shared), map: Arc::clone(&self.map) }
     }
-}
-
-/// A part of a transfer that one device operation or one call of the owner does.
-struct Piece<'a> {
-    bytes: usize,
-    way: Way<'a>,
-}
-
-enum Way<'a> {
-    /// At this place; not reused before the operation is finished.
-    Place(Lba, InFlight<'a>),
-    /// Nowhere yet, or in a parent's cluster.
-    Owner(VolumeCluster, BlockCount),
-    /// No data: zeros.
-    Zeros,
-    /// Outside of the pool.
-    External,
 }
 
 impl<D: BlockDevice> VolumeIo<D> {
@@ -153,13 +157,6 @@ impl<D: BlockDevice> VolumeIo<D> {
     #[must_use]
     pub fn map(&self) -> &Arc<VolumeMap> {
         &self.map
-    }
-
-    /// The same, whose waits for space end with [`Error::WaitInterrupted`] when `interruption`
-    /// happens.
-    #[must_use]
-    pub fn interruptible(&self, interruption: &Interruption) -> Self {
-        Self { interruption: Some(interruption.clone()), ..self.clone() }
     }
 
     /// The size now.
@@ -199,8 +196,7 @@ impl<D: BlockDevice> VolumeIo<D> {
         }
         let (cluster, block) = match self.single(offset, buffer.len()) {
             Some(found) => found,
-            // Boxed, as what is rare below: the futures of the usual way stay small.
-            None => return Box::pin(self.read_pieces(offset, buffer)).await,
+            None => return self.read_pieces(offset, buffer).await,
         };
         let flight = shared.tracker.enter();
         let result = match self.map.get(cluster) {
@@ -208,13 +204,13 @@ impl<D: BlockDevice> VolumeIo<D> {
                 let read = shared.device.read(self.lba(place, block), buffer).await;
                 read.map_err(IoFailure::from)
             }
-            Place::None if self.map.flags() & EXTERNAL != 0 => {
-                Err(IoFailure::new(Error::ExternalParent, buffer))
-            }
-            Place::None => {
-                buffer.fill(0);
-                Ok(buffer)
-            }
+            Place::None => match self.map.external() {
+                Some(shown) => shared.externals.read(&shown, offset, buffer, &shared.arena).await,
+                None => {
+                    buffer.fill(0);
+                    Ok(buffer)
+                }
+            },
         };
         flight.finish();
         result
@@ -249,9 +245,9 @@ impl<D: BlockDevice> VolumeIo<D> {
             }
             flight.finish();
         }
-        let buffer = Box::pin(self.write_pieces(offset, buffer)).await?;
+        let buffer = self.write_pieces(offset, buffer).await?;
         if durability == Durability::ForceUnitAccess
-            && let Err(error) = Box::pin(self.flush()).await
+            && let Err(error) = self.flush().await
         {
             return Err(IoFailure::new(error, buffer));
         }
@@ -300,7 +296,7 @@ impl<D: BlockDevice> VolumeIo<D> {
         self.check(offset, length.0)?;
         let (end, size) = (offset.0 + length.0, self.map.cluster_size().0);
         let (first, last) = (offset.0.div_ceil(size), end / size);
-        if !self.map.is_thin() || first >= last {
+        if !self.map.is_thin() || first >= last || self.map.external().is_some() {
             return self.zero(offset, length).await;
         }
         self.zero(offset, ByteCount(first * size - offset.0)).await?;
@@ -337,11 +333,7 @@ impl<D: BlockDevice> VolumeIo<D> {
             return Ok(());
         }
         let map = Arc::clone(&self.map);
-        let interruption = self.interruption.clone();
-        let allocate = |store: Rc<Store<D>>| async move {
-            store.allocate_clusters(map, clusters, interruption).await
-        };
-        self.call(allocate).await
+        self.call(|store| async move { store.allocate_clusters(map, clusters).await }).await
     }
 
     /// The first byte at or after `offset` that is allocated, here or in a parent.
@@ -360,6 +352,10 @@ impl<D: BlockDevice> VolumeIo<D> {
 
     fn next(&self, offset: ByteOffset, placed: bool) -> Option<ByteOffset> {
         let (size, end) = (self.map.cluster_size().0, self.map.clusters().0);
+        if self.map.external().is_some() {
+            // What is outside of the pool counts as data, whatever it is.
+            return (placed && offset.0 < u64::from(end) * size).then_some(offset);
+        }
         let first = u32::try_from(offset.0 / size).ok()?;
         let found = self.map.find(VolumeCluster(first), end, placed)?;
         Some(ByteOffset(offset.0.max(u64::from(found.0) * size)))
@@ -427,7 +423,7 @@ impl<D: BlockDevice> VolumeIo<D> {
     fn pieces(&self, offset: ByteOffset, length: usize, write: bool) -> Vec<Piece<'_>> {
         let shared = &*self.shared;
         let (size, shift) = (self.map.cluster_size().0, shared.block_size.shift());
-        let external = self.map.flags() & EXTERNAL != 0;
+        let external = self.map.external();
         let mut pieces: Vec<Piece<'_>> = Vec::new();
         let mut done = 0;
         while done < length {
@@ -461,8 +457,10 @@ impl<D: BlockDevice> VolumeIo<D> {
                     Way::Place(lba, flight)
                 }
                 _ if write => Way::Owner(cluster, block),
-                _ if external => Way::External,
-                _ => Way::Zeros,
+                _ => match &external {
+                    Some(shown) => Way::External(Arc::clone(shown), ByteOffset(at)),
+                    None => Way::Zeros,
+                },
             };
             pieces.push(Piece { bytes, way });
         }
@@ -479,7 +477,9 @@ impl<D: BlockDevice> VolumeIo<D> {
                     flight.finish();
                     read.map_err(IoFailure::from)
                 }
-                Way::External => Err(IoFailure::new(Error::ExternalParent, part)),
+                Way::External(shown, at) => {
+                    self.shared.externals.read(&shown, at, part, &self.shared.arena).await
+                }
                 Way::Zeros | Way::Owner(..) => {
                     part.fill(0);
                     Ok(part)
@@ -499,7 +499,9 @@ impl<D: BlockDevice> VolumeIo<D> {
                 written.map_err(IoFailure::from)
             }),
             Way::Owner(cluster, block) => Either::Right(self.write_by_owner(cluster, block, part)),
-            Way::Zeros | Way::External => unreachable!("pieces of a write have a place or none"),
+            Way::Zeros | Way::External(..) => {
+                unreachable!("pieces of a write have a place or none")
+            }
         });
         join(join_all(writes).await)
     }
@@ -510,9 +512,9 @@ impl<D: BlockDevice> VolumeIo<D> {
         block: BlockCount,
         part: DmaBuffer,
     ) -> VolumeTransfer {
-        let (map, patience) = (Arc::clone(&self.map), self.interruption.clone());
+        let map = Arc::clone(&self.map);
         let write = move |store: Rc<Store<D>>| async move {
-            store.write_cluster(map, cluster, block, part, patience.into()).await
+            store.write_cluster(map, cluster, block, part).await
         };
         let written = self.shared.owner.call(&self.shared.reactor, write).await;
         written.unwrap_or(Err(IoFailure { error: Error::Gone, buffer: None }))
@@ -528,7 +530,7 @@ impl<D: BlockDevice> VolumeIo<D> {
             self.writable().await?;
             let flight = self.shared.tracker.enter();
             match self.map.get(cluster) {
-                Place::None => {
+                Place::None if self.map.external().is_none() => {
                     flight.finish();
                     // Holes can be large.
                     let last = end.div_ceil(size) as u32;
@@ -543,7 +545,7 @@ impl<D: BlockDevice> VolumeIo<D> {
                     zeroed?;
                     at += bytes;
                 }
-                Place::Parent(_) => {
+                Place::Parent(_) | Place::None => {
                     flight.finish();
                     let step = bytes.min(ZERO_STEP);
                     let (arena, length) = (&self.shared.arena, step as usize);
@@ -558,42 +560,5 @@ impl<D: BlockDevice> VolumeIo<D> {
             }
         }
         Ok(())
-    }
-}
-
-/// Cuts a buffer as the pieces say.
-fn cut(mut buffer: DmaBuffer, pieces: &[Piece<'_>]) -> Vec<DmaBuffer> {
-    let mut parts = Vec::with_capacity(pieces.len());
-    for piece in pieces {
-        let rest = buffer.split_off(piece.bytes);
-        parts.push(std::mem::replace(&mut buffer, rest));
-    }
-    parts
-}
-
-/// Joins the parts again. The first error counts; one buffer that did not come back takes the
-/// whole with it.
-fn join(parts: Vec<VolumeTransfer>) -> VolumeTransfer {
-    let mut failed = None;
-    let mut joined: Option<DmaBuffer> = None;
-    let mut complete = true;
-    for part in parts {
-        let buffer = match part {
-            Ok(buffer) => Some(buffer),
-            Err(IoFailure { error, buffer }) => {
-                failed.get_or_insert(error);
-                buffer
-            }
-        };
-        match (&mut joined, buffer) {
-            (_, None) => complete = false,
-            (None, Some(buffer)) => joined = Some(buffer),
-            (Some(joined), Some(buffer)) => complete &= joined.join(buffer).is_ok(),
-        }
-    }
-    match (failed, joined.filter(|_| complete)) {
-        (None, Some(buffer)) => Ok(buffer),
-        (None, None) => unreachable!("what did not fail gave its buffer back"),
-        (Some(error), buffer) => Err(IoFailure { error, buffer }),
     }
 }

@@ -91,9 +91,11 @@ impl<D: BlockDevice> Store<D> {
         if let Err(error) = self.commit([clone]).await {
             if self.fate.error().is_none() {
                 self.state.borrow_mut().move_back(id, clone, &moved);
-                if let Ok(volume) = self.state.borrow_mut().served_mut(clone) {
+                let mut state = self.state.borrow_mut();
+                if let Ok(volume) = state.served_mut(clone) {
                     volume.blob = before;
                 }
+                state.show_externals();
             }
             return Err(error); // 5
         }
@@ -162,6 +164,7 @@ impl State {
         volume.blob.set_parent(parent);
         volume.blob.set_external_parent(external.as_deref())?;
         volume.root_dirty = true;
+        self.show_externals();
         Ok(moved)
     }
 

@@ -44,7 +44,7 @@ pub(super) fn medium(geometry: &Geometry) -> Medium {
     Medium {
         block_size: geometry.block_size,
         physical_block_size: geometry.physical_block_size,
-        blocks: geometry.block_count,
+        blocks: geometry.block_count.count(),
     }
 }
 

@@ -92,6 +92,7 @@ impl<D: BlockDevice> Store<D> {
             let mut state = self.state.borrow_mut();
             state.names.insert(volume.name.clone(), id);
             state.volumes.insert(id, volume);
+            state.show_externals();
         }
         self.commit([id]).await.inspect_err(|_| self.forget(id, root))
     }
@@ -208,13 +209,15 @@ impl<D: BlockDevice> Store<D> {
         wanted: ClusterCount,
     ) -> Result<Vec<u32>, Error> {
         let state = self.state.borrow();
-        let parent = state.served(id)?.blob.parent();
-        let Some(parent) = parent.and_then(|parent| state.volumes.get(&parent)) else {
-            return Ok(Vec::new());
+        let volume = state.served(id)?;
+        let external = self.external_clusters(&volume.map).0;
+        let parent = volume.blob.parent().and_then(|parent| state.volumes.get(&parent));
+        let parent_end = parent.map_or(0, |parent| parent.clusters.0);
+        let shows = |at: &u32| {
+            let shown = |parent: &Volume| parent.map.get(VolumeCluster(*at)) != Place::None;
+            *at < external || (*at < parent_end && parent.is_some_and(shown))
         };
-        let end = wanted.0.min(parent.clusters.0);
-        let shows = |at: &u32| parent.map.get(VolumeCluster(*at)) != Place::None;
-        Ok((now.0..end).filter(shows).collect())
+        Ok((now.0..wanted.0.min(parent_end.max(external))).filter(shows).collect())
     }
 
     fn grow(

@@ -127,15 +127,17 @@ impl<D: BlockDevice> Store<D> {
     ) -> Result<(), Error> {
         let drained = self.quiesce().await; // 2
         self.fate.error().map_or(Ok(()), Err)?;
-        if drained {
-            self.clear(clusters).await; // 3
-        }
+        let cleared = drained && self.clear(clusters).await; // 3
         let count = clusters.len() as u32;
         let mut state = self.state.borrow_mut();
         self.reclaims.clusters.set(self.reclaims.clusters.get().saturating_sub(count));
         let indices = clusters.iter().map(|(cluster, _)| *cluster);
         if drained {
-            indices.for_each(|cluster| state.allocator.free_cluster(cluster)); // 4
+            for (cluster, method) in clusters {
+                if !cleared || !self.supply_cleared(*cluster, *method) {
+                    state.allocator.free_cluster(*cluster); // 4
+                }
+            }
             self.count(|counters| counters.clusters_freed += u64::from(count));
             drop(state);
             self.note_space(true);
@@ -157,7 +159,8 @@ impl<D: BlockDevice> Store<D> {
         join_all(drains).await.into_iter().all(|drained| drained == Ok(true))
     }
 
-    async fn clear(&self, clusters: &[(ClusterIndex, ClearMethod)]) {
+    /// True if the device took all of it.
+    async fn clear(&self, clusters: &[(ClusterIndex, ClearMethod)]) -> bool {
         let with = |methods: &'static [ClearMethod]| {
             let chosen = clusters.iter().filter(move |(_, method)| methods.contains(method));
             self.joined_clusters(chosen.map(|(cluster, _)| *cluster).collect())
@@ -167,7 +170,9 @@ impl<D: BlockDevice> Store<D> {
         if let Err(error) = discarded.and(zeroed) {
             tracing::debug!(%error, "the device did not clear freed clusters");
             self.count(|counters| counters.failed_discards += 1);
+            return false;
         }
+        true
     }
 
     /// Clusters as stretches, neighbours joined.

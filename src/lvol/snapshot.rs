@@ -50,7 +50,7 @@ impl NewRelative {
         Self { name: name.to_owned(), uuid: None, xattrs: Vec::new() }
     }
 
-    fn blob(
+    pub(super) fn blob(
         &self,
         root: PageIndex,
         name: &VolumeName,
@@ -123,6 +123,7 @@ impl<D: BlockDevice> Store<D> {
                 let snapshot = volume.blob.id;
                 state.names.insert(name.clone(), snapshot);
                 state.volumes.insert(snapshot, volume);
+                state.show_externals();
                 Ok(snapshot)
             }
             Err(error) => {
@@ -160,6 +161,7 @@ impl<D: BlockDevice> Store<D> {
             volume.blob.flags.thin = true;
             volume.root_dirty = true;
             volume.show_flags();
+            state.show_externals();
             before
         };
         let Err(error) = self.commit([id]).await else { return Ok(()) };
@@ -179,6 +181,7 @@ impl<D: BlockDevice> Store<D> {
             gone.blob.mapping = Mapping::Table(ExtentTable::new(ClusterCount(0)));
             gone.deleted = true;
             state.volumes.insert(snapshot, gone);
+            state.show_externals();
         }
         self.commit([id, snapshot]).await?;
         Err(error)

@@ -11,7 +11,6 @@
 //! Reserve and choice are kept in the volume's attributes, so SPDK keeps them, too.
 
 use std::cell::{Cell, RefCell};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +23,6 @@ use crate::units::{BlobId, ByteCount, ClusterCount, ClusterIndex};
 
 use super::error::{Error, Resource};
 use super::format::Xattrs;
-use super::interruption::Interruption;
 use super::store::{State, Store};
 use super::volume_map::VolumeMap;
 
@@ -81,20 +79,9 @@ pub(super) struct Space {
     ending: Cell<bool>,
 }
 
-/// How long one write waits.
+/// Until when one write waits; set when it begins to.
 #[derive(Default)]
-pub(super) struct Patience {
-    /// Until then; set when it begins to.
-    end: Option<Instant>,
-    /// Or until this happens.
-    interruption: Option<Interruption>,
-}
-
-impl From<Option<Interruption>> for Patience {
-    fn from(interruption: Option<Interruption>) -> Self {
-        Self { end: None, interruption }
-    }
-}
+pub(super) struct Patience(Option<Instant>);
 
 /// What a volume wants of the pool's space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -130,11 +117,31 @@ impl State {
 
     /// Takes a free cluster for a volume, or for one that is being made.
     fn take_cluster_for(&mut self, volume: Option<BlobId>) -> Result<ClusterIndex, Error> {
-        let promised = self.promised(volume);
-        if promised > 0 && self.allocator.free_clusters().0 <= promised {
+        if !self.may_take(volume) {
             return Err(Error::NoSpace { what: Resource::Cluster });
         }
-        self.allocator.take_cluster()
+        let taken = self.allocator.take_cluster();
+        taken.or_else(|full| self.supply.pop().ok_or(full))
+    }
+
+    /// A cluster that reads as zeros already, if there is one.
+    fn take_zeroed_for(&mut self, volume: BlobId) -> Option<ClusterIndex> {
+        if self.may_take(Some(volume)) { self.supply.pop() } else { None }
+    }
+
+    fn may_take(&self, volume: Option<BlobId>) -> bool {
+        let promised = self.promised(volume);
+        promised == 0 || self.free_clusters().0 > promised
+    }
+
+    /// Clusters that nobody has, those of the supply included.
+    pub(super) fn free_clusters(&self) -> ClusterCount {
+        ClusterCount(self.allocator.free_clusters().0 + self.supply.len())
+    }
+
+    /// Whether there is a free cluster that is promised to nobody.
+    pub(super) fn has_spare_cluster(&self) -> bool {
+        self.allocator.free_clusters().0 > self.promised(None)
     }
 }
 
@@ -143,6 +150,14 @@ impl<D: BlockDevice> Store<D> {
     pub fn set_low_water(&self, clusters: ClusterCount) {
         self.space.low_water.set(clusters.0);
         self.note_space(false);
+    }
+
+    /// The pool has grown from `before` clusters to `now`: few are so many more.
+    pub(super) fn scale_low_water(&self, before: ClusterCount, now: ClusterCount) {
+        let scaled = u64::from(self.space.low_water.get()) * u64::from(now.0);
+        let scaled = scaled / u64::from(before.0.max(1));
+        self.set_low_water(ClusterCount(u32::try_from(scaled).unwrap_or(u32::MAX)));
+        self.note_space(true);
     }
 
     /// `listener` is told whenever [`SpaceState`] changes. It must not call the store.
@@ -171,7 +186,7 @@ impl<D: BlockDevice> Store<D> {
             let reserve = asked.min(volume.clusters.0);
             let missing = reserve.saturating_sub(volume.map.allocated().0);
             let promised = state.promised(Some(id)).saturating_add(missing);
-            if missing > 0 && promised > state.allocator.free_clusters().0 {
+            if missing > 0 && promised > state.free_clusters().0 {
                 return Err(Error::NoSpace { what: Resource::Cluster });
             }
             reserve
@@ -198,7 +213,6 @@ impl<D: BlockDevice> Store<D> {
         };
         if let Ok(volume) = self.state.borrow_mut().served_mut(id) {
             volume.wishes = Wishes::read(&volume.blob.xattrs);
-            volume.show_flags();
         }
         // A smaller promise may be what others wait for.
         self.note_space(true);
@@ -231,42 +245,42 @@ impl<D: BlockDevice> Store<D> {
         }
     }
 
+    /// A cluster for a first write over zeros that has them already, if there is one.
+    pub(super) fn take_zeroed_for(&self, map: &VolumeMap) -> Option<ClusterIndex> {
+        let taken = self.state.borrow_mut().take_zeroed_for(map.blob());
+        self.note_first_write();
+        if taken.is_some() {
+            self.count(|counters| counters.clusters_ready += 1);
+            self.note_space(false);
+        }
+        taken
+    }
+
     /// Waits until clusters came back; false if the volume's writes do not wait, this one has
     /// waited long enough, too many wait, or none may any more. Nothing may be held meanwhile that
     /// an operation which gives clusters back could wait for.
-    ///
-    /// # Errors
-    /// [`Error::WaitInterrupted`].
     pub(super) async fn wait_for_space(
         &self,
         map: &Arc<VolumeMap>,
         patience: &mut Patience,
-    ) -> Result<bool, Error> {
+    ) -> bool {
         if !self.waits(map) {
-            return Ok(false);
+            return false;
         }
-        let deadline = *patience.end.get_or_insert_with(|| self.reactor.now().after(WAIT_LIMIT));
+        let deadline = *patience.0.get_or_insert_with(|| self.reactor.now().after(WAIT_LIMIT));
         let woken = {
             let mut waiting = self.space.waiting.borrow_mut();
             waiting.retain(|waiting| !waiting.is_canceled());
             if self.space.ending.get() || waiting.len() >= WAITERS_LIMIT {
-                return Ok(false);
+                return false;
             }
             let (wake, woken) = oneshot::channel();
             waiting.push(wake);
             woken
         };
-        let interrupted = async {
-            match &patience.interruption {
-                Some(interruption) => interruption.wait().await,
-                None => std::future::pending().await,
-            }
-        };
-        let in_time = select(woken, self.reactor.sleep_until(deadline));
-        match select(in_time, pin!(interrupted)).await {
-            Either::Left((Either::Left(_), _)) => Ok(!self.space.ending.get()),
-            Either::Left((Either::Right(_), _)) => Ok(false),
-            Either::Right(_) => Err(Error::WaitInterrupted),
+        match select(woken, self.reactor.sleep_until(deadline)).await {
+            Either::Left(_) => !self.space.ending.get(),
+            Either::Right(_) => false,
         }
     }
 
@@ -328,7 +342,7 @@ impl<D: BlockDevice> Store<D> {
     /// for reserves left out.
     fn free_clusters(&self) -> ClusterCount {
         let state = self.state.borrow();
-        let free = state.allocator.free_clusters().0.saturating_add(self.reclaims.clusters());
+        let free = state.free_clusters().0.saturating_add(self.reclaims.clusters());
         ClusterCount(free.saturating_sub(state.promised(None)))
     }
 }

@@ -11,7 +11,7 @@
 //! * The super block says clean on the medium only while the medium is exactly what memory says.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -27,12 +27,15 @@ use crate::units::{BlobId, BlockSize, ByteCount, ClusterCount, ClusterIndex};
 use super::allocator::Allocator;
 use super::commit::Commits;
 use super::error::{Damage, Error};
-use super::format::{Layout, SuperBlock, VolumeName};
+use super::external::{ExternalName, Externals};
+use super::format::{SuperBlock, VolumeName};
+use super::grow::GrowingLayout;
 use super::metadata_io::MetadataIo;
 use super::reclaim::Reclaims;
 use super::recover::{Recovered, Recovery};
 use super::scrub::Scrubs;
 use super::space::{Space, SpaceState};
+use super::supply::Supply;
 use super::tracker::Tracker;
 use super::volume::{Volume, VolumeInfo};
 use super::volume_map::{CLOSED, Fate, POISONED, VolumeMap};
@@ -42,7 +45,7 @@ pub struct Store<D> {
     pub(super) this: Weak<Self>,
     pub(super) reactor: Rc<Reactor>,
     pub(super) io: MetadataIo<D>,
-    pub(super) layout: Layout,
+    pub(super) layout: GrowingLayout,
     pub(super) fate: Arc<Fate>,
     pub(super) state: RefCell<State>,
     /// Held by whoever changes names, sizes, attributes or the set of volumes, until it is durable.
@@ -53,6 +56,8 @@ pub struct Store<D> {
     /// Writers that wait for a volume to be thawed.
     pub(super) thaws: RefCell<Vec<oneshot::Sender<()>>>,
     pub(super) space: Space,
+    pub(super) externals: Externals<D>,
+    pub(super) supply: Rc<Supply>,
     /// I/O that the owner does for others.
     pub(super) tracker: Rc<Tracker>,
     counters: Cell<StoreCounters>,
@@ -77,6 +82,10 @@ pub(super) struct State {
     /// Clusters that nobody names, and that cannot be used before the pool is reopened.
     pub(super) lost: Vec<ClusterIndex>,
     pub(super) closed: bool,
+    /// The parents outside of the pool that are there.
+    pub(super) attached: BTreeSet<ExternalName>,
+    /// Clusters that are taken here, and free for whoever needs one.
+    pub(super) supply: Rc<Supply>,
 }
 
 /// A blob that cannot be served, with what is known of it. Its clusters stay reserved as far as
@@ -148,6 +157,10 @@ pub struct StoreCounters {
     pub clusters_allocated: u64,
     /// Clusters given back.
     pub clusters_freed: u64,
+    /// Clusters zeroed before somebody needed them.
+    pub clusters_prepared: u64,
+    /// First writes that got one of those.
+    pub clusters_ready: u64,
     /// Bytes zeroed around first writes and in new thick volumes.
     pub bytes_zeroed: u64,
     /// Bytes copied from a parent for first writes.
@@ -212,13 +225,18 @@ impl<D: BlockDevice> Store<D> {
             trackers: vec![reactor.keep(Rc::clone(&tracker))],
             lost: Vec::new(),
             closed: false,
+            attached: BTreeSet::new(),
+            supply: Rc::default(),
             super_block: super_block.clone(),
         };
+        let mut state = state;
+        state.show_externals();
+        let supply = Rc::clone(&state.supply);
         let store = Rc::new_cyclic(|this| Self {
             this: this.clone(),
             reactor: Rc::clone(reactor),
             io,
-            layout: super_block.layout().clone(),
+            layout: super_block.layout().clone().into(),
             fate,
             state: RefCell::new(state),
             operations: async_lock::Mutex::new(()),
@@ -227,6 +245,8 @@ impl<D: BlockDevice> Store<D> {
             scrubs: Scrubs::default(),
             thaws: RefCell::default(),
             space: Space::default(),
+            externals: Externals::default(),
+            supply,
             tracker,
             counters: Cell::default(),
             remote: RefCell::default(),
@@ -262,7 +282,7 @@ impl<D: BlockDevice> Store<D> {
     pub fn info(&self) -> StoreInfo {
         let state = self.state.borrow();
         let own = &state.volumes[&state.own_blob];
-        let free = state.allocator.free_clusters().0 + self.reclaims.clusters();
+        let free = state.free_clusters().0 + self.reclaims.clusters();
         StoreInfo {
             name: own.name.as_str().to_owned(),
             uuid: own.uuid,
@@ -393,6 +413,7 @@ impl<D: BlockDevice> Store<D> {
         self.check_alive().inspect_err(|_| self.end())?;
         self.flag_all(CLOSED);
         self.quiesce().await;
+        self.end_supply().await;
         let result = self.close_clean().await;
         self.end();
         drop(guard);

@@ -12,7 +12,7 @@ use crate::units::{BlobId, ByteCount, ClusterCount, ClusterIndex, VolumeCluster}
 use super::error::{Error, ReadOnlyReason};
 use super::format::{Blob, ClearMethod, Mapping, Run, Runs, TableSlot, VolumeName, lvolstore};
 use super::space::{OnFull, Wishes};
-use super::volume_map::{EXTERNAL, Place, READ_ONLY, THIN, VolumeMap, WAITS};
+use super::volume_map::{Place, READ_ONLY, THIN, VolumeMap};
 
 /// Everything about one blob that is served; the store's own blob is one, too.
 pub(super) struct Volume {
@@ -34,6 +34,8 @@ pub(super) struct Volume {
     pub(super) dropped: Vec<ClusterIndex>,
     /// First writes under way, and who waits for them.
     pub(super) allocating: HashMap<VolumeCluster, Vec<oneshot::Sender<()>>>,
+    /// Whether it shows a device outside of the pool that is not attached.
+    pub(super) degraded: bool,
     /// Why it is read-only beyond what its flags say.
     pub(super) limit: Option<ReadOnlyReason>,
     /// What it wants of the pool's space.
@@ -60,6 +62,7 @@ impl Volume {
             deleted: false,
             dropped: Vec::new(),
             allocating: HashMap::new(),
+            degraded: false,
             limit: None,
             wishes,
         };
@@ -75,12 +78,7 @@ impl Volume {
     pub(super) fn show_flags(&self) {
         let read_only = self.read_only().is_some();
         let flags = self.blob.flags;
-        for (flag, set) in [
-            (READ_ONLY, read_only),
-            (THIN, flags.thin),
-            (EXTERNAL, flags.external_snapshot),
-            (WAITS, self.wishes.on_full == OnFull::Wait),
-        ] {
+        for (flag, set) in [(READ_ONLY, read_only), (THIN, flags.thin)] {
             if set {
                 self.map.set_flags(flag);
             } else {
@@ -161,6 +159,7 @@ impl Volume {
             read_only: self.read_only(),
             parent: self.blob.parent(),
             external_parent: self.blob.external_parent().map(<[u8]>::to_vec),
+            degraded: self.degraded,
             clones,
             clear_method: self.blob.flags.clear_method,
             reserve: ClusterCount(self.wishes.reserve),
@@ -192,6 +191,9 @@ pub struct VolumeInfo {
     pub parent: Option<BlobId>,
     /// What names the parent outside of the pool, if it has one.
     pub external_parent: Option<Vec<u8>>,
+    /// Whether it shows a device outside of the pool that is not attached, itself or by its
+    /// parents: only what it has of its own can be read.
+    pub degraded: bool,
     /// The volumes that are clones of it.
     pub clones: Vec<BlobId>,
     /// What happens to clusters that it gives up.

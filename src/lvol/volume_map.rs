@@ -13,11 +13,12 @@
 //!   [`VolumeMap::is_durable`] is right that the mapping he used is on the medium.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use crate::units::{BlobId, BlockSize, ByteCount, ClusterCount, ClusterIndex, VolumeCluster};
 
 use super::error::{Error, ReadOnlyReason};
+use super::external::Shown;
 use super::format::{EXTENT_PAGE_CLUSTERS, Layout, TableSlot};
 
 /// Most clusters a volume can have here: 1 PiB of 1 MiB clusters.
@@ -40,7 +41,7 @@ type Segment = Box<[OnceLock<Chunk>]>;
 /// Where a cluster of a volume is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Nowhere: reads as zeros (or from the external parent, if the volume has one).
+    /// Nowhere: reads as zeros, or as the device outside of the pool that shows there.
     None,
     /// In a cluster of the volume's own.
     Own(ClusterIndex),
@@ -74,14 +75,12 @@ pub(super) const DELETED: u32 = 1 << 1;
 pub(super) const POISONED: u32 = 1 << 2;
 /// The pool is closed.
 pub(super) const CLOSED: u32 = 1 << 3;
-/// What has no place lies on a device outside of the pool.
-pub(super) const EXTERNAL: u32 = 1 << 4;
+/// What has no place may lie on a device outside of the pool.
+const EXTERNAL: u32 = 1 << 4;
 /// Clusters may be without a place.
 pub(super) const THIN: u32 = 1 << 5;
 /// Writers wait: the owner is changing whose the clusters are.
 pub(super) const FROZEN: u32 = 1 << 6;
-/// First writes may wait for space.
-pub(super) const WAITS: u32 = 1 << 7;
 
 /// What befell the pool, for the maps of all its volumes: the error of the first failed flush or
 /// metadata write.
@@ -110,6 +109,8 @@ pub struct VolumeMap {
     flags: AtomicU32,
     version: AtomicU64,
     durable: AtomicU64,
+    /// What shows from outside of the pool; to be looked at if the flag is set.
+    external: RwLock<Option<Arc<Shown>>>,
     segments: [OnceLock<Segment>; SEGMENTS],
 }
 
@@ -126,6 +127,7 @@ impl VolumeMap {
             flags: AtomicU32::new(0),
             version: AtomicU64::new(0),
             durable: AtomicU64::new(0),
+            external: RwLock::default(),
             segments: [const { OnceLock::new() }; SEGMENTS],
         }
     }
@@ -162,6 +164,21 @@ impl VolumeMap {
         self.block_size
     }
 
+    /// Memory that the places of clusters take.
+    #[must_use]
+    pub fn memory(&self) -> ByteCount {
+        let mut bytes = size_of::<Self>();
+        for segment in self.segments.iter().filter_map(OnceLock::get) {
+            bytes += size_of_val::<[OnceLock<Chunk>]>(segment);
+            for chunk in segment.iter().filter_map(OnceLock::get) {
+                bytes += size_of_val::<[OnceLock<Leaf>]>(chunk);
+                let leaves = chunk.iter().filter_map(OnceLock::get);
+                bytes += leaves.map(|leaf| size_of_val::<[AtomicU32]>(leaf)).sum::<usize>();
+            }
+        }
+        ByteCount(bytes as u64)
+    }
+
     /// How many clusters the volume has of its own.
     #[must_use]
     pub fn allocated(&self) -> ClusterCount {
@@ -180,12 +197,6 @@ impl VolumeMap {
         self.flags() & THIN != 0
     }
 
-    /// Whether writes to clusters without storage may wait for space.
-    #[must_use]
-    pub fn waits_for_space(&self) -> bool {
-        self.flags() & WAITS != 0
-    }
-
     #[inline]
     pub(super) fn flags(&self) -> u32 {
         self.flags.load(Ordering::Acquire)
@@ -197,6 +208,28 @@ impl VolumeMap {
 
     pub(super) fn clear_flags(&self, flags: u32) {
         self.flags.fetch_and(!flags, Ordering::AcqRel);
+    }
+
+    /// What shows from outside of the pool where nothing has a place.
+    #[inline]
+    pub(super) fn external(&self) -> Option<Arc<Shown>> {
+        if self.flags() & EXTERNAL == 0 {
+            return None;
+        }
+        self.external.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_external(&self, shown: Option<Shown>) {
+        let mut external = self.external.write().unwrap_or_else(PoisonError::into_inner);
+        if external.as_deref() == shown.as_ref() {
+            return;
+        }
+        *external = shown.map(Arc::new);
+        // The one who sees the flag finds what it promises.
+        match &*external {
+            Some(_) => self.set_flags(EXTERNAL),
+            None => self.clear_flags(EXTERNAL),
+        }
     }
 
     /// Whether reads are served.

@@ -357,6 +357,29 @@ impl Model {
         })
     }
 
+    /// A pool has another name: its namespaces are found by that one after a restart.
+    ///
+    /// # Errors
+    /// [`Error::NotKept`].
+    pub fn rename_pool(&self, from: &str, to: &str) -> Result<(), Error> {
+        let of_pool = |subsystem: &Subsystem| {
+            subsystem.namespaces.values().any(|namespace| namespace.pool == from)
+        };
+        if !self.exports().subsystems.values().any(|subsystem| of_pool(subsystem)) {
+            return Ok(());
+        }
+        self.change(|exports| {
+            for subsystem in exports.subsystems.values_mut().filter(|known| of_pool(known)) {
+                let namespaces = Arc::make_mut(subsystem).namespaces.values_mut();
+                for namespace in namespaces.filter(|namespace| namespace.pool == from) {
+                    to.clone_into(&mut namespace.pool);
+                }
+            }
+            // Hosts do not see a pool's name.
+            Ok(Vec::new())
+        })
+    }
+
     /// Moves a namespace to another ANA group.
     ///
     /// # Errors

@@ -24,8 +24,8 @@ pub(super) fn of(error: Error) -> Status {
         Error::ReservedName
         | Error::OtherPool
         | Error::Held { .. }
-        | Error::Cached
-        | Error::Reserved
+        | Error::PoolExists { .. }
+        | Error::PoolInUse { .. }
         | Error::NotAttached => StatusCode::INTERNAL_ERROR.into(),
         Error::Store(error) => of_store(error),
     }

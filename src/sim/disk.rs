@@ -148,7 +148,7 @@ impl SimDisk {
         let geometry = Geometry {
             block_size: options.block_size,
             physical_block_size: options.block_size,
-            block_count: BlockCount(options.size.get() >> options.block_size.shift()),
+            block_count: BlockCount(options.size.get() >> options.block_size.shift()).into(),
             atomic_write: ByteCount(unit as u64),
             volatile_cache: true,
             discard: options.discard,
@@ -179,6 +179,19 @@ impl SimDisk {
             geometry: Rc::new(self.0.borrow().geometry.clone()),
             counting: Rc::default(),
         }
+    }
+
+    /// The disk is larger from now on, for those who have it open, too.
+    ///
+    /// # Panics
+    /// If the size is not whole pages, or is smaller.
+    pub fn grow(&self, size: ByteCount) {
+        let mut state = self.0.borrow_mut();
+        let bytes = size.get();
+        assert!(bytes.is_multiple_of(PAGE as u64) && bytes >= state.options.size.get());
+        state.options.size = size;
+        let blocks = BlockCount(bytes >> state.options.block_size.shift());
+        state.geometry.block_count.grow(blocks);
     }
 
     /// How many commands were submitted so far.

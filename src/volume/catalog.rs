@@ -7,17 +7,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Attributes;
-use super::directory::{Directory, Entry, Key, Pool};
+use super::directory::{Directory, Entry, Key};
 use super::error::Error;
 use super::gate::Access;
 use super::handle::{Volume, VolumeCounters};
 use super::hosts::HostVolumes;
-use super::key::KeyMap;
 use super::owner::{NewVolume, PoolOwner, Replace};
+use super::pool::Pool;
 use super::reservations::Reset;
 use crate::block::AnyChannel;
 use crate::hw::dma::DmaArena;
-use crate::lvol::{StoreInfo, StoreIo, VolumeInfo};
+use crate::lvol::{ExternalName, StoreInfo, StoreIo, VolumeInfo};
 use crate::reactor::{Reactor, Remote};
 use crate::reservation::Command;
 use crate::spec::reservation::HostId;
@@ -30,7 +30,7 @@ pub struct Catalog {
     directory: Directory,
     pools: RefCell<HashMap<Key, StoreIo<AnyChannel>>>,
     /// Those of the local host.
-    volumes: RefCell<KeyMap<Rc<Volume>>>,
+    volumes: RefCell<HashMap<Key, Rc<Volume>>>,
     /// Those of all hosts.
     hosts: Rc<HostVolumes>,
 }
@@ -65,6 +65,28 @@ impl Catalog {
         let io = StoreIo::attach(store, &self.reactor, channel, &self.arena).await?;
         self.pools.borrow_mut().insert(pool.key(), io);
         Ok(())
+    }
+
+    /// Says how this reactor reaches a parent of volumes of a pool that is outside of it.
+    pub fn attach_external(&self, pool: Key, name: &ExternalName, channel: AnyChannel) {
+        if let Some(io) = self.pools.borrow().get(&pool) {
+            io.attach_external(name, channel);
+        }
+    }
+
+    /// That way is gone.
+    pub fn detach_external(&self, pool: Key, name: &ExternalName) {
+        if let Some(io) = self.pools.borrow().get(&pool) {
+            io.detach_external(name);
+        }
+    }
+
+    /// Lets go of a pool that is closed.
+    pub fn detach(&self, pool: &Pool) {
+        self.volumes.borrow_mut().retain(|_, volume| volume.entry().pool().key() != pool.key());
+        if let Some(io) = self.pools.borrow_mut().remove(&pool.key()) {
+            io.detach();
+        }
     }
 
     /// The reactor.

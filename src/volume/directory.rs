@@ -12,66 +12,46 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::attributes::{Attributes, wall_clock};
-use super::caching::{Caching, SharedCaching};
 use super::error::Error;
 use super::events::{EventKind, EventLog};
 use super::exclusion::WriteLocks;
 use super::gate::Gate;
 use super::hosts::Hosts;
-pub use super::key::Key;
-use super::owner::PoolOwner;
+use super::pool::Pool;
 use super::reservations::Keeper;
-use crate::hw::clock::coarse_wall_clock;
-use crate::reactor::Remote;
 use crate::reservation::Reservations;
-use crate::units::{BlobId, ByteCount};
+use crate::units::BlobId;
 
-/// A pool.
-pub struct Pool {
-    key: Key,
-    name: String,
-    uuid: Uuid,
-    cluster_size: ByteCount,
-    owner: Remote<PoolOwner>,
-    /// When a name in it changed last, in nanoseconds since the epoch.
-    changed: AtomicU64,
-}
+/// The number of a pool or a volume in this process and, as long as no two are alike, in every
+/// other: it is made from the UUID. Fits 62 bits and is never small, so that front ends may give
+/// small numbers a meaning of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(u64);
 
-impl Pool {
-    /// Its key.
+impl Key {
+    /// Keys are at least this.
+    pub const MIN: u64 = 1 << 32;
+    const MASK: u64 = (1 << 62) - 1;
+
+    /// The key with this number, whether or not anything has it.
     #[must_use]
-    pub fn key(&self) -> Key {
-        self.key
+    pub const fn from_number(number: u64) -> Self {
+        Self(number)
     }
 
-    /// Its name.
+    /// The number.
     #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
+    pub const fn number(self) -> u64 {
+        self.0
     }
 
-    /// Its UUID.
-    #[must_use]
-    pub fn uuid(&self) -> Uuid {
-        self.uuid
+    fn of(uuid: Uuid) -> Self {
+        let (high, low) = uuid.as_u64_pair();
+        Self(((high ^ low.rotate_left(32)) & Self::MASK) | Self::MIN)
     }
 
-    /// The unit of allocation and of a volume's size.
-    #[must_use]
-    pub fn cluster_size(&self) -> ByteCount {
-        self.cluster_size
-    }
-
-    /// When a name in it changed last, since the epoch.
-    #[must_use]
-    pub fn changed(&self) -> Duration {
-        Duration::from_nanos(self.changed.load(Ordering::Relaxed))
-    }
-
-    /// Where its store is.
-    #[must_use]
-    pub fn owner(&self) -> &Remote<PoolOwner> {
-        &self.owner
+    fn next(self) -> Self {
+        Self((self.0.wrapping_add(1) & Self::MASK) | Self::MIN)
     }
 }
 
@@ -85,24 +65,23 @@ pub struct Entry {
     /// Held by the one command on the reservations that is under way.
     keeper: async_lock::Mutex<Keeper>,
     locks: WriteLocks,
-    caching: SharedCaching,
     /// When it was written last, in nanoseconds since the epoch; 0 if not since it was opened.
     written: AtomicU64,
     state: Mutex<State>,
 }
 
-struct State {
-    name: String,
+pub(super) struct State {
+    pub(super) name: String,
     attributes: Attributes,
-    openings: usize,
+    pub(super) openings: usize,
     /// Who keeps it from being deleted.
-    held_by: Option<String>,
-    life: Life,
+    pub(super) held_by: Option<String>,
+    pub(super) life: Life,
 }
 
 /// Whether a volume has a name.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Life {
+pub(super) enum Life {
     Named,
     /// It lost its name while it was open, and is to be deleted when it is closed.
     Unlinked,
@@ -188,10 +167,6 @@ impl Entry {
         &self.locks
     }
 
-    pub(super) fn shared_caching(&self) -> &SharedCaching {
-        &self.caching
-    }
-
     /// Owner, mode and times.
     #[must_use]
     pub fn attributes(&self) -> Attributes {
@@ -218,16 +193,7 @@ impl Entry {
     /// Notes that data changed now.
     #[inline]
     pub(super) fn note_write(&self) {
-        self.written.store(nanoseconds(coarse_wall_clock()), Ordering::Relaxed);
-    }
-
-    /// Takes over when it was changed last from who knows better. Stored when the pool is closed
-    /// or attributes are changed.
-    pub fn note_times(&self, mtime: Duration, ctime: Duration) {
-        let mut state = self.state();
-        (state.attributes.mtime, state.attributes.ctime) = (mtime, ctime);
-        // Long ago, so that it changes nothing but what there is to store.
-        self.written.store(1, Ordering::Relaxed);
+        self.written.store(nanoseconds(wall_clock()), Ordering::Relaxed);
     }
 
     /// Opens it.
@@ -246,10 +212,8 @@ impl Entry {
     /// Keeps it from being deleted; `by` is told to whoever tries.
     ///
     /// # Errors
-    /// [`Error::Held`] if somebody else does, [`Error::Cached`] if the local mount caches it,
-    /// [`Error::Deleted`] if it has no name any more.
+    /// [`Error::Held`] if somebody else does, [`Error::Deleted`] if it has no name any more.
     pub fn hold(self: &Arc<Self>, by: &str) -> Result<Hold, Error> {
-        self.check_not_cached()?;
         let mut state = self.state();
         if state.life != Life::Named {
             return Err(Error::Deleted);
@@ -326,7 +290,7 @@ impl Entry {
         state.life == Life::Deleting
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // No statement that holds the lock can panic half-way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -348,8 +312,6 @@ pub struct Directory {
     tree: Arc<RwLock<Tree>>,
     events: EventLog,
     hosts: Arc<Hosts>,
-    /// Of volumes that come from now on.
-    caching: Arc<SharedCaching>,
     watchers: Arc<RwLock<Vec<Watcher>>>,
 }
 
@@ -357,17 +319,17 @@ pub struct Directory {
 type Watcher = Arc<dyn Fn(Key) + Send + Sync>;
 
 #[derive(Default)]
-struct Tree {
-    pools: BTreeMap<Key, PoolNode>,
+pub(super) struct Tree {
+    pub(super) pools: BTreeMap<Key, PoolNode>,
     /// Every volume, also those without a name.
-    volumes: HashMap<Key, Arc<Entry>>,
+    pub(super) volumes: HashMap<Key, Arc<Entry>>,
 }
 
-struct PoolNode {
-    pool: Arc<Pool>,
-    names: HashMap<String, Key>,
+pub(super) struct PoolNode {
+    pub(super) pool: Arc<Pool>,
+    pub(super) names: HashMap<String, Key>,
     /// Those with a name, in an order that other changes do not disturb.
-    volumes: BTreeMap<Key, Arc<Entry>>,
+    pub(super) volumes: BTreeMap<Key, Arc<Entry>>,
 }
 
 impl Directory {
@@ -384,7 +346,6 @@ impl Directory {
             tree: Arc::default(),
             events: EventLog::default(),
             hosts: Arc::new(hosts),
-            caching: Arc::default(),
             watchers: Arc::default(),
         }
     }
@@ -393,12 +354,6 @@ impl Directory {
     #[must_use]
     pub fn hosts(&self) -> &Hosts {
         &self.hosts
-    }
-
-    /// Says how the local mount is to use volumes that come from now on, and nobody says otherwise
-    /// of.
-    pub fn set_caching(&self, caching: Caching) {
-        self.caching.set(caching);
     }
 
     /// All pools, in the order of their keys.
@@ -411,7 +366,10 @@ impl Directory {
     #[must_use]
     pub fn find_pool(&self, name: &str) -> Option<Arc<Pool>> {
         let tree = self.read();
-        tree.pools.values().find(|node| node.pool.name == name).map(|node| Arc::clone(&node.pool))
+        tree.pools
+            .values()
+            .find(|node| &*node.pool.name() == name)
+            .map(|node| Arc::clone(&node.pool))
     }
 
     /// The pool with a key.
@@ -465,35 +423,6 @@ impl Directory {
         }
     }
 
-    pub(super) fn add_pool(
-        &self,
-        name: &str,
-        uuid: Uuid,
-        cluster_size: ByteCount,
-        owner: Remote<PoolOwner>,
-    ) -> Arc<Pool> {
-        let mut tree = self.write();
-        let key = tree.free_key(uuid);
-        let changed = AtomicU64::new(nanoseconds(wall_clock()));
-        let pool = Arc::new(Pool { key, name: name.into(), uuid, cluster_size, owner, changed });
-        let (names, volumes) = (HashMap::new(), BTreeMap::new());
-        tree.pools.insert(key, PoolNode { pool: Arc::clone(&pool), names, volumes });
-        pool
-    }
-
-    /// Forgets a pool and its volumes: they can be neither found nor used any more.
-    pub(super) fn remove_pool(&self, key: Key) {
-        let mut tree = self.write();
-        tree.pools.remove(&key);
-        tree.volumes.retain(|_, entry| {
-            let stays = entry.pool.key != key;
-            if !stays {
-                entry.gate.close();
-            }
-            stays
-        });
-    }
-
     pub(super) fn add_volume(&self, pool: Key, new: NewEntry) -> Result<Arc<Entry>, Error> {
         let mut tree = self.write();
         let key = tree.free_key(new.uuid);
@@ -513,14 +442,10 @@ impl Directory {
             gate: Gate::new(new.reservations),
             keeper: async_lock::Mutex::new(new.keeper),
             locks: WriteLocks::default(),
-            caching: SharedCaching::default(),
             written: AtomicU64::new(0),
             state: Mutex::new(state),
         });
-        if let Err(error) = entry.set_caching(self.caching.get()) {
-            tracing::warn!(volume = new.name, %error, "not cached by the mount, but used direct");
-        }
-        self.events.add(EventKind::VolumeCreated, &node.pool.name, Some(&new.name), None);
+        self.events.add(EventKind::VolumeCreated, &node.pool.name(), Some(&new.name), None);
         node.names.insert(new.name, key);
         node.volumes.insert(key, Arc::clone(&entry));
         node.changed();
@@ -531,10 +456,10 @@ impl Directory {
     /// Takes a volume's name away. It can still be found by its key.
     pub(super) fn remove_name(&self, entry: &Entry) {
         let mut tree = self.write();
-        if let Some(node) = tree.pools.get_mut(&entry.pool.key) {
+        if let Some(node) = tree.pools.get_mut(&entry.pool.key()) {
             node.volumes.remove(&entry.key);
             let name = entry.name();
-            self.events.add(EventKind::VolumeDeleted, &node.pool.name, Some(&name), None);
+            self.events.add(EventKind::VolumeDeleted, &node.pool.name(), Some(&name), None);
             if node.names.get(&name) == Some(&entry.key) {
                 node.names.remove(&name);
             }
@@ -549,34 +474,34 @@ impl Directory {
 
     pub(super) fn rename_volume(&self, entry: &Entry, name: &str) {
         let mut tree = self.write();
-        if let Some(node) = tree.pools.get_mut(&entry.pool.key) {
+        if let Some(node) = tree.pools.get_mut(&entry.pool.key()) {
             node.names.remove(&entry.name());
             node.names.insert(name.into(), entry.key);
             entry.state().name = name.into();
-            self.events.add(EventKind::VolumeRenamed, &node.pool.name, Some(name), None);
+            self.events.add(EventKind::VolumeRenamed, &node.pool.name(), Some(name), None);
             node.changed();
         }
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Tree> {
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, Tree> {
         // No statement that holds the lock can panic half-way.
         self.tree.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Tree> {
+    pub(super) fn write(&self) -> RwLockWriteGuard<'_, Tree> {
         self.tree.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl PoolNode {
-    fn changed(&self) {
-        self.pool.changed.store(nanoseconds(wall_clock()), Ordering::Relaxed);
+    pub(super) fn changed(&self) {
+        self.pool.note_change();
     }
 }
 
 impl Tree {
     /// The key of a UUID, or the next one that nothing has.
-    fn free_key(&self, uuid: Uuid) -> Key {
+    pub(super) fn free_key(&self, uuid: Uuid) -> Key {
         let mut key = Key::of(uuid);
         while self.pools.contains_key(&key) || self.volumes.contains_key(&key) {
             key = key.next();
@@ -585,6 +510,6 @@ impl Tree {
     }
 }
 
-fn nanoseconds(time: Duration) -> u64 {
+pub(super) fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -25,6 +25,14 @@ pub enum EventKind {
     VolumeResized,
     /// A volume has another name.
     VolumeRenamed,
+    /// A pool was made.
+    PoolCreated,
+    /// A pool was destroyed.
+    PoolDeleted,
+    /// A pool has another name.
+    PoolRenamed,
+    /// A pool has grown with its device.
+    PoolGrown,
     /// A pool has less free space than its low-water mark.
     PoolLow,
     /// A write found no space in a pool.
@@ -35,11 +43,15 @@ pub enum EventKind {
 
 impl EventKind {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::VolumeCreated,
         Self::VolumeDeleted,
         Self::VolumeResized,
         Self::VolumeRenamed,
+        Self::PoolCreated,
+        Self::PoolDeleted,
+        Self::PoolRenamed,
+        Self::PoolGrown,
         Self::PoolLow,
         Self::PoolFull,
         Self::PoolSpaceOk,
@@ -53,6 +65,10 @@ impl EventKind {
             Self::VolumeDeleted => "bdev_unregister",
             Self::VolumeResized => "bdev_resize",
             Self::VolumeRenamed => "lvol_rename",
+            Self::PoolCreated => "lvstore_create",
+            Self::PoolDeleted => "lvstore_delete",
+            Self::PoolRenamed => "lvstore_rename",
+            Self::PoolGrown => "lvstore_grow",
             Self::PoolLow => "lvstore_low_space",
             Self::PoolFull => "lvstore_full",
             Self::PoolSpaceOk => "lvstore_space_ok",

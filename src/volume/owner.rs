@@ -7,15 +7,17 @@
 //! shows, and is deleted when the last opening is closed. After a crash it is still there under
 //! that name; opening the pool deletes it.
 
+use std::cell::OnceCell;
 use std::rc::Rc;
 
 use uuid::Uuid;
 
 use super::Store;
 use super::attributes::{ATTRIBUTE, Attributes};
-use super::directory::{Deletion, Directory, Entry, NewEntry, Pool};
+use super::directory::{Deletion, Directory, Entry, Key, NewEntry};
 use super::error::Error;
 use super::events::EventKind;
+use super::pool::Pool;
 use crate::lvol::format::ClearMethod;
 use crate::lvol::{self, SpaceState, StoreInfo, VolumeInfo};
 use crate::reactor::Reactor;
@@ -33,6 +35,8 @@ pub struct PoolOwner {
     pub(super) directory: Directory,
     defaults: Attributes,
     pub(super) names: async_lock::Mutex<()>,
+    /// Of the pool.
+    key: OnceCell<Key>,
 }
 
 /// A volume to create.
@@ -65,7 +69,7 @@ impl PoolOwner {
     /// a crash is deleted now.
     ///
     /// # Errors
-    /// [`Error::Store`].
+    /// [`Error::PoolExists`] if another pool has its name, and then it is closed; [`Error::Store`].
     pub async fn open(
         reactor: &Rc<Reactor>,
         store: Rc<Store>,
@@ -78,12 +82,22 @@ impl PoolOwner {
             directory: directory.clone(),
             defaults,
             names: async_lock::Mutex::default(),
+            key: OnceCell::new(),
         });
         let info = owner.store.info();
         let uuid = info.uuid.unwrap_or_else(|| Uuid::new_v5(&Uuid::nil(), info.name.as_bytes()));
         let remote = reactor.keep(Rc::clone(&owner));
-        let pool = directory.add_pool(&info.name, uuid, info.cluster_size, remote);
-        owner.tell_of_space(&info);
+        let added = directory.add_pool(&info.name, uuid, info.cluster_size, remote.clone());
+        let pool = match added {
+            Ok(pool) => pool,
+            Err(error) => {
+                drop(remote.release(reactor));
+                owner.store.close().await?;
+                return Err(error);
+            }
+        };
+        owner.key.get_or_init(|| pool.key());
+        owner.tell_of_space(&pool);
         for volume in owner.store.volumes() {
             if volume.name.starts_with(UNLINKED_PREFIX) {
                 tracing::info!(
@@ -109,9 +123,9 @@ impl PoolOwner {
     }
 
     /// Makes events of what the store says of its space.
-    fn tell_of_space(&self, info: &StoreInfo) {
-        let (events, pool) = (self.directory.events().clone(), info.name.clone());
-        let cluster_size = info.cluster_size.get();
+    fn tell_of_space(&self, pool: &std::sync::Arc<Pool>) {
+        let (events, pool) = (self.directory.events().clone(), std::sync::Arc::clone(pool));
+        let cluster_size = pool.cluster_size().get();
         self.store.on_space(move |change| {
             let kind = match change.state {
                 SpaceState::Ok => EventKind::PoolSpaceOk,
@@ -119,7 +133,7 @@ impl PoolOwner {
                 SpaceState::Full => EventKind::PoolFull,
             };
             let free = ByteCount(cluster_size * u64::from(change.free.get()));
-            events.add(kind, &pool, None, Some(free));
+            events.add(kind, &pool.name(), None, Some(free));
         });
     }
 
@@ -227,8 +241,8 @@ impl PoolOwner {
     }
 
     pub(super) fn find_blob(&self, blob: BlobId) -> Option<std::sync::Arc<Entry>> {
-        let pool = self.directory.find_pool(&self.store.info().name)?;
-        self.directory.volumes(pool.key()).into_iter().find(|entry| entry.blob() == blob)
+        let pool = *self.key.get()?;
+        self.directory.volumes(pool).into_iter().find(|entry| entry.blob() == blob)
     }
 
     /// Deletes a volume that lost its name while it was open, and that nobody has open any more.
@@ -277,7 +291,7 @@ impl PoolOwner {
     pub async fn resize(&self, entry: &Entry, size: ByteCount) -> Result<(), Error> {
         self.store.resize_volume(entry.blob(), size).await?;
         let (pool, name) = (entry.pool().name(), entry.name());
-        self.directory.events().add(EventKind::VolumeResized, pool, Some(&name), None);
+        self.directory.events().add(EventKind::VolumeResized, &pool, Some(&name), None);
         self.directory.resized(entry);
         Ok(())
     }

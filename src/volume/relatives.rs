@@ -9,6 +9,7 @@ use super::directory::Entry;
 use super::error::Error;
 use super::gate::Access;
 use super::owner::{PoolOwner, check_name};
+use super::pool::Pool;
 use crate::lvol::format::Xattr;
 use crate::lvol::{self, NewRelative};
 use crate::units::ByteCount;
@@ -55,6 +56,32 @@ impl PoolOwner {
         new.xattrs = vec![Xattr { name: ATTRIBUTE.to_vec(), value: attributes.encode() }];
         let info = self.store.clone_volume(entry.blob(), new).await?;
         self.add(entry.pool(), &info).await
+    }
+
+    /// Makes a volume that is a clone of a device outside of the pool, which is attached; durable on
+    /// return. `stored` is what the metadata says of it.
+    ///
+    /// # Errors
+    /// [`Error::ReservedName`], [`Error::Store`].
+    pub async fn clone_external(
+        &self,
+        pool: &Pool,
+        stored: &[u8],
+        name: &str,
+    ) -> Result<Arc<Entry>, Error> {
+        let _names = self.names.lock().await;
+        check_name(name)?;
+        let info = self.store.clone_external(stored, NewRelative::named(name)).await?;
+        self.add(pool, &info).await
+    }
+
+    /// See [`lvol::Store::set_external_parent`].
+    ///
+    /// # Errors
+    /// As there, and [`Error::ReservationConflict`].
+    pub async fn set_external_parent(&self, entry: &Entry, stored: &[u8]) -> Result<(), Error> {
+        entry.gate().check_host(self.directory.hosts().local(), Access::Write)?;
+        Ok(self.store.set_external_parent(entry.blob(), stored).await?)
     }
 
     /// Makes `to`, which is thin, has nothing in it and is of the same pool, a clone of what

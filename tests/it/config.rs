@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use lvolfs::config::{
-    Cache, Config, ConfigError, Cores, Driver, Image, LogFormat, LogLevel, PciAddress, Wait,
+    Config, ConfigError, Cores, Driver, Image, LogFormat, LogLevel, PciAddress, Wait,
 };
 use lvolfs::units::{BlockSize, ByteCount, NamespaceId};
 
@@ -148,7 +148,6 @@ allow_other = true
 owner = 1000
 group = 100
 mode = 0o640
-cache = "writeback"
 [control]
 socket = "/run/lvolfs.sock"
 [[device]]
@@ -178,7 +177,6 @@ create = true
 name = "slow/one"
 size = "10MiB"
 thin = false
-cache = "direct"
 [reactor]
 cores = [2, 3]
 wait = "busy"
@@ -212,7 +210,6 @@ format = "json"
     assert_eq!(config.pools[1].commit_interval, Duration::from_secs(5));
     assert_eq!(config.pools[1].cluster_size, ByteCount(68 << 10));
     assert!(!config.volumes[0].thin);
-    assert_eq!((mount.cache, config.volumes[0].cache), (Cache::Writeback, Cache::Direct));
     assert_eq!(config.reactor.cores, Cores::Cpus(vec![2, 3]));
     assert_eq!((config.reactor.wait, config.reactor.huge_pages), (Wait::Busy, false));
     assert_eq!((config.log.level, config.log.format), (LogLevel::Trace, LogFormat::Json));
@@ -224,7 +221,7 @@ fn unknown_keys_are_refused_with_a_hint() {
         "size = \"1GiB\"",
         "siez = \"1GiB\"",
         "c.toml:7: device.siez: unknown key \"siez\", expected one of \"name\", \"driver\", \
-         \"path\", \"size\", \"block_size\", \"create\", \"pci\", \"namespace\"; \
+         \"path\", \"size\", \"block_size\", \"create\", \"pci\", \"namespace\", \"uuid\"; \
          did you mean \"size\"?",
     );
     check(
@@ -237,7 +234,7 @@ fn unknown_keys_are_refused_with_a_hint() {
         "path = \"mnt\"",
         "path = \"mnt\"\nxyzzy = 1",
         "c.toml:3: mount.xyzzy: unknown key \"xyzzy\", expected one of \"path\", \
-         \"allow_other\", \"owner\", \"group\", \"mode\", \"transport\", \"cache\"",
+         \"allow_other\", \"owner\", \"group\", \"mode\", \"transport\"",
     );
 }
 
@@ -647,23 +644,6 @@ fn a_target_is_taken() {
     assert!(b.listen.is_empty() && !b.allow_any_host && !b.ana);
     assert_eq!((b.namespaces[0].ana_group, &b.namespaces[0].hosts), (2, &Some(vec![])));
     assert!(parse(BASE).unwrap().target.is_none(), "no section, no target");
-}
-
-#[test]
-fn an_exported_volume_is_not_cached() {
-    let exported = format!("{BASE}{TARGET}");
-    parse(&exported).unwrap();
-    let why = "target.subsystem.namespaces.volume = \"pool0/a\": the mount keeps what is written";
-    let mount = exported.replacen("path = \"mnt\"", "path = \"mnt\"\ncache = \"writeback\"", 1);
-    let message = refusal(&mount);
-    assert!(message.contains(why) && message.contains("cache = \"direct\""), "{message}");
-    let own = |text: &str, cache| {
-        text.replacen("size = \"1MiB\"", &format!("size = \"1MiB\"\ncache = \"{cache}\""), 1)
-    };
-    parse(&own(&mount, "direct")).unwrap();
-    let message = refusal(&own(&exported, "writeback"));
-    assert!(message.contains(why), "{message}");
-    assert_eq!(parse(&exported).unwrap().mount.cache, Cache::Direct);
 }
 
 #[test]

@@ -11,13 +11,13 @@ use lvolfs::control::codec::REQUEST_BYTES_LIMIT;
 use lvolfs::control::server::CONNECTIONS_LIMIT;
 use lvolfs::control::status::{Counters, Health, PoolStatus, Status, VolumeStatus};
 use lvolfs::control::types::{
-    Bdev, BdevIostat, CreateLvol, GetBdevs, GetIostat, GetLvols, Iostat, KillInstance, Lvol,
-    LvolPool, Lvstore, NoParameters, PoolSelector, RenameLvol, ResizeLvol, SelectLvol,
-    SelectLvstore,
+    Bdev, BdevIostat, CreateLvol, CreateLvstore, GetBdevs, GetIostat, GetLvols, Iostat,
+    KillInstance, Lvol, LvolPool, Lvstore, NoParameters, PoolSelector, RenameLvol, RenameLvstore,
+    ResizeLvol, SelectLvol, SelectLvstore,
 };
 use lvolfs::control::{
-    BdevMethods, Client, ClientError, LvolMethods, ProcessMethods, RpcError, Server, Service,
-    SocketError,
+    BdevMethods, Client, ClientError, LvolMethods, LvstoreMethods, ProcessMethods, RpcError,
+    Server, Service, SocketError,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -44,6 +44,10 @@ impl Service for Echo {
     }
 
     fn lvol(&self) -> Option<&dyn LvolMethods> {
+        Some(self)
+    }
+
+    fn lvstore(&self) -> Option<&dyn LvstoreMethods> {
         Some(self)
     }
 
@@ -86,6 +90,7 @@ impl LvolMethods for Echo {
                 free_clusters: 999,
                 block_size: 4096,
                 cluster_size: 1 << 20,
+                max_growable_size: 1 << 40,
                 uuid: Uuid::from_u128(1),
             }]),
         }
@@ -129,6 +134,24 @@ impl LvolMethods for Echo {
             uuid: Uuid::from_u128(2),
             ..Default::default()
         }])
+    }
+}
+
+impl LvstoreMethods for Echo {
+    fn bdev_lvol_create_lvstore(&self, parameters: CreateLvstore) -> Result<Uuid, RpcError> {
+        Ok(Uuid::from_u128(parameters.cluster_sz.unwrap_or_default().into()))
+    }
+
+    fn bdev_lvol_rename_lvstore(&self, _: RenameLvstore) -> Result<bool, RpcError> {
+        Ok(true)
+    }
+
+    fn bdev_lvol_grow_lvstore(&self, parameters: SelectLvstore) -> Result<bool, RpcError> {
+        parameters.exactly_one().map(|_| true)
+    }
+
+    fn bdev_lvol_delete_lvstore(&self, parameters: SelectLvstore) -> Result<bool, RpcError> {
+        parameters.exactly_one().map(|_| true)
     }
 }
 
@@ -273,10 +296,14 @@ fn the_methods_are_listed() {
         "bdev_get_bdevs",
         "bdev_get_iostat",
         "bdev_lvol_create",
+        "bdev_lvol_create_lvstore",
         "bdev_lvol_delete",
+        "bdev_lvol_delete_lvstore",
         "bdev_lvol_get_lvols",
         "bdev_lvol_get_lvstores",
+        "bdev_lvol_grow_lvstore",
         "bdev_lvol_rename",
+        "bdev_lvol_rename_lvstore",
         "bdev_lvol_resize",
         "bdev_lvol_set_read_only",
         "lvolfs_status",

@@ -52,8 +52,7 @@ impl MountPoint {
     }
 
     fn options(&self, transport: Transport) -> MountOptions {
-        let path = self.0.path().into();
-        MountOptions { path, access: Access::Owner, transport, write_back: false }
+        MountOptions { path: self.0.path().into(), access: Access::Owner, transport }
     }
 
     fn path(&self) -> &Path {
@@ -245,9 +244,9 @@ fn a_busy_mount_is_detached(transport: Transport) {
 fn a_mount_path_in_use_is_refused() {
     with_one_file(Transport::DevFuse, |path| {
         let path = path.parent().unwrap().to_owned();
-        let (access, transport) = (Access::Owner, Transport::Auto);
-        let options = MountOptions { path, access, transport, write_back: false };
-        let Err(error) = Mount::new(&options) else {
+        let Err(error) =
+            Mount::new(&MountOptions { path, access: Access::Owner, transport: Transport::Auto })
+        else {
             panic!("mounted twice");
         };
         let message = error.to_string();
@@ -265,7 +264,6 @@ fn the_mount_of_a_killed_daemon_is_cleared() {
             path: path.into(),
             access: Access::Owner,
             transport: Transport::DevFuse,
-            write_back: false,
         })
         .unwrap();
         say("mounted");

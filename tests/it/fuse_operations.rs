@@ -3,7 +3,6 @@
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use lvolfs::block::AnyDevice;
 use lvolfs::block::memory::MemoryDevice;
@@ -12,14 +11,13 @@ use lvolfs::fuse::errno::Errno;
 use lvolfs::fuse::openings::Openings;
 use lvolfs::fuse::operations::Operations;
 use lvolfs::fuse::reply::Reply;
-use lvolfs::fuse::request::{Caller, Changes, FileHandle, NodeId, Operation, Request, SetTime};
+use lvolfs::fuse::request::{Caller, Changes, FileHandle, NodeId, Operation, Request};
 use lvolfs::hw::dma::{DmaArena, DmaBuffer};
+use lvolfs::lvol::FormatOptions;
 use lvolfs::lvol::format::LayoutOptions;
-use lvolfs::lvol::{FormatOptions, OnFull};
 use lvolfs::reactor::{Reactor, ReactorOptions, Remote};
-use lvolfs::reservation::{self, Command, ExistingKey, Register};
 use lvolfs::units::{BlockSize, ByteCount};
-use lvolfs::volume::{Attributes, Caching, Catalog, Directory, Error, Key, Pool, PoolOwner, Store};
+use lvolfs::volume::{Attributes, Catalog, Directory, Error, Key, Pool, PoolOwner, Store};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 const CLUSTER: u64 = 64 << 10;
@@ -31,7 +29,7 @@ pub(crate) struct Served {
     pub(crate) device: AnyDevice,
     pub(crate) directory: Directory,
     pub(crate) pool: Arc<Pool>,
-    owner: Rc<PoolOwner>,
+    pub(crate) owner: Rc<PoolOwner>,
     pub(crate) openings: Arc<Openings>,
     pub(crate) operations: Rc<Operations>,
 }
@@ -99,7 +97,7 @@ impl Served {
         self.owner.store().remote().unwrap()
     }
 
-    async fn reopen(self) -> Self {
+    pub(crate) async fn reopen(self) -> Self {
         self.close().await;
         Self::open(&self.reactor, self.device, self.arena).await
     }
@@ -129,7 +127,7 @@ impl Served {
         }
     }
 
-    async fn ask(&self, node: NodeId, operation: Operation) -> Result<Vec<u8>, Errno> {
+    pub(crate) async fn ask(&self, node: NodeId, operation: Operation) -> Result<Vec<u8>, Errno> {
         self.ask_as(1, node, operation, None).await
     }
 
@@ -175,7 +173,12 @@ impl Served {
         Ok(NodeId(out::<abi::EntryOut>(&body).nodeid))
     }
 
-    async fn open_file(&self, node: NodeId, thread: u32, flags: i32) -> Result<FileHandle, Errno> {
+    pub(crate) async fn open_file(
+        &self,
+        node: NodeId,
+        thread: u32,
+        flags: i32,
+    ) -> Result<FileHandle, Errno> {
         let flags = flags.cast_unsigned();
         let body = self.ask_as(thread, node, Operation::Open { flags }, None).await?;
         Ok(FileHandle(out::<abi::OpenOut>(&body).fh))
@@ -229,7 +232,7 @@ impl Served {
     }
 
     /// Names in a directory, as a reader with a small buffer sees them.
-    async fn list(&self, node: NodeId, size: u32, plus: bool) -> Vec<String> {
+    pub(crate) async fn list(&self, node: NodeId, size: u32, plus: bool) -> Vec<String> {
         let mut names = Vec::new();
         let mut offset = 0;
         loop {
@@ -252,18 +255,18 @@ impl Served {
     }
 }
 
-fn named(name: &str) -> lvolfs::fuse::request::Name {
+pub(crate) fn named(name: &str) -> lvolfs::fuse::request::Name {
     let header = abi::InHeader { opcode: abi::opcode::LOOKUP, ..Default::default() };
     let request = Request::parse(&header, format!("{name}\0").as_bytes()).unwrap();
     let Operation::Lookup { name } = request.operation else { unreachable!("a LOOKUP") };
     name
 }
 
-fn out<T: FromBytes + KnownLayout + Immutable>(body: &[u8]) -> T {
+pub(crate) fn out<T: FromBytes + KnownLayout + Immutable>(body: &[u8]) -> T {
     T::read_from_bytes(body).unwrap()
 }
 
-fn reactor() -> Rc<Reactor> {
+pub(crate) fn reactor() -> Rc<Reactor> {
     Reactor::new(ReactorOptions::deterministic()).unwrap()
 }
 
@@ -490,7 +493,7 @@ fn o_trunc_keeps_the_size_and_truncate_changes_it() {
         assert_eq!(size_of(8, 0).await, 0, "opened for reading");
         served.truncate(node, 2 * CLUSTER, None).await.unwrap();
         served.open_file(node, 8, libc::O_RDWR).await.unwrap();
-        served.reactor.sleep(Duration::from_secs(11)).await;
+        served.reactor.sleep(std::time::Duration::from_secs(11)).await;
         assert_eq!(size_of(8, 0).await, 0, "long ago");
         served.truncate(node, 2 * CLUSTER, None).await.unwrap();
         served.open_file(node, 8, libc::O_RDWR).await.unwrap();
@@ -624,7 +627,8 @@ fn an_open_volume_outlives_its_name() {
 fn attributes_are_kept() {
     served(async |served| {
         let node = served.volume("v", CLUSTER).await;
-        let time = |seconds| SetTime::At(Duration::new(seconds, 5));
+        let time =
+            |seconds| lvolfs::fuse::request::SetTime::At(std::time::Duration::new(seconds, 5));
         let changes = Changes {
             mode: Some(0o100_4755),
             uid: Some(1),
@@ -708,121 +712,5 @@ fn a_full_pool_refuses_the_writer_and_serves_the_others() {
         served.ask(large, Operation::FSync { data_only: false }).await.unwrap();
         served.unlink("large").await.unwrap();
         served.write(small, 0, b"more").await.unwrap();
-    });
-}
-
-#[test]
-fn a_signal_ends_the_wait_for_space() {
-    let reactor = reactor();
-    reactor.block_on(async {
-        let served = Served::format(&reactor, memory_device(8 << 20, BlockSize::B4096)).await;
-        let (waits, large) =
-            (served.volume("waits", 1 << 20).await, served.volume("large", 64 << 20).await);
-        let entry = served.directory.find_volume(served.pool.key(), "waits").unwrap();
-        served.owner.store().set_on_full(entry.blob(), OnFull::Wait).await.unwrap();
-        let data = vec![1; CLUSTER as usize];
-        let mut clusters = 0;
-        while served.write(large, clusters * CLUSTER, &data).await.is_ok() {
-            clusters += 1;
-        }
-        let before = reactor.now();
-        let signal = async {
-            reactor.sleep(Duration::from_secs(1)).await;
-            // `ask_as` numbers each request 1.
-            let asked = served.ask(waits, Operation::Interrupt { unique: 1 }).await;
-            assert_eq!(asked, Ok(Vec::new()));
-        };
-        let write = served.write(waits, 0, &data);
-        let (written, ()) = futures_util::future::join(write, signal).await;
-        assert_eq!(written, Err(Errno::EINTR));
-        assert!(reactor.now().since(before) < Duration::from_secs(2));
-        served.unlink("large").await.unwrap();
-        served.write(waits, 0, &data).await.unwrap();
-    });
-}
-
-/// The flags with which a file is opened.
-async fn open_flags(served: &Served, node: NodeId) -> u32 {
-    let flags = libc::O_RDWR.cast_unsigned();
-    out::<abi::OpenOut>(&served.ask(node, Operation::Open { flags }).await.unwrap()).open_flags
-}
-
-#[test]
-fn a_cached_volume_is_neither_exported_nor_reserved() {
-    served(|served| async move {
-        let node = served.volume("v", 4 * CLUSTER).await;
-        let entry = served.directory.find_volume(served.pool.key(), "v").unwrap();
-        let host = served.directory.hosts().local();
-        let register = Command::Register {
-            action: Register::Replace(reservation::Key(7)),
-            existing: ExistingKey::Ignored,
-            persistence: None,
-        };
-        let catalog = Catalog::new(&served.reactor, &served.arena, &served.directory);
-        let direct = abi::fopen::DIRECT_IO | abi::fopen::PARALLEL_DIRECT_WRITES;
-        assert_eq!(open_flags(&served, node).await, direct);
-        // Cached first.
-        entry.set_caching(Caching::WriteBack).unwrap();
-        assert_eq!(open_flags(&served, node).await, abi::fopen::KEEP_CACHE);
-        assert_eq!(entry.hold("nqn.host").unwrap_err(), Error::Cached);
-        assert_eq!(catalog.reserve(&entry, host, register).await, Err(Error::Cached));
-        // Exported first.
-        entry.set_caching(Caching::Direct).unwrap();
-        let hold = entry.hold("nqn.host").unwrap();
-        let held = Error::Held { by: "nqn.host".into() };
-        assert_eq!(entry.set_caching(Caching::WriteBack), Err(held));
-        drop(hold);
-        // Reserved first.
-        catalog.reserve(&entry, host, register).await.unwrap();
-        assert_eq!(entry.set_caching(Caching::WriteBack), Err(Error::Reserved));
-        assert_eq!(open_flags(&served, node).await, direct);
-    });
-}
-
-#[test]
-fn a_cached_volume_is_all_data_and_grows_uncached() {
-    served(|served| async move {
-        served.directory.set_caching(Caching::WriteBack);
-        let (node, handle) = served.create("v").await.unwrap();
-        assert_ne!(
-            open_flags(&served, node).await & abi::fopen::DIRECT_IO,
-            0,
-            "it grows by writing"
-        );
-        served.truncate(node, 4 * CLUSTER, Some(handle)).await.unwrap();
-        assert_eq!(open_flags(&served, node).await, abi::fopen::KEEP_CACHE);
-        let seek = async |offset, whence: i32| {
-            let whence = whence.cast_unsigned();
-            let found = served.ask(node, Operation::LSeek { offset, whence }).await?;
-            Ok(out::<abi::LseekOut>(&found).offset)
-        };
-        assert_eq!(seek(5, libc::SEEK_DATA).await, Ok(5));
-        assert_eq!(seek(5, libc::SEEK_HOLE).await, Ok(4 * CLUSTER));
-        assert_eq!(seek(4 * CLUSTER, libc::SEEK_DATA).await, Err(Errno::ENXIO));
-        // What the kernel says with each flush: kept, and not committed for it.
-        let commits = served.owner.store().counters().commits;
-        let at = |seconds| Some(SetTime::At(Duration::from_secs(seconds)));
-        let changes = Changes { mtime: at(100), ctime: at(200), ..Default::default() };
-        served.ask(node, Operation::SetAttr(changes)).await.unwrap();
-        let attributes = served.attributes(node).await.unwrap();
-        assert_eq!((attributes.mtime, attributes.ctime), (100, 200));
-        assert_eq!(served.owner.store().counters().commits, commits);
-        let served = served.reopen().await;
-        let node = served.lookup("v").await.unwrap();
-        assert_eq!(served.attributes(node).await.unwrap().mtime, 100);
-    });
-}
-
-/// It is made anew for each request, and moved.
-#[test]
-fn the_future_of_a_request_is_small() {
-    const MOST: usize = 3072;
-    served(|served| async move {
-        let node = served.volume("v", CLUSTER).await;
-        let operation = Operation::Read { handle: FileHandle(0), offset: 0, size: 4096 };
-        let caller = Caller { uid: 0, gid: 0, thread: 1 };
-        let request = Request { unique: 1, node, caller, operation };
-        let size = size_of_val(&served.operations.handle(request, None));
-        assert!(size <= MOST, "{size} bytes");
     });
 }

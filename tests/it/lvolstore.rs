@@ -2,8 +2,11 @@
 
 mod bench;
 mod check;
+mod external;
 mod golden_images;
+mod grow;
 mod image;
+mod lifecycle;
 mod many;
 pub(crate) mod model;
 mod mutated;

@@ -250,11 +250,14 @@ impl Owner {
             Event::NamespaceChanged(namespace) => {
                 let blocks = namespace.block_count.get();
                 tracing::warn!(controller, namespace = namespace.id.get(), blocks, "changed");
-                if let Some(device) = self.device(namespace.id)
-                    && let Some(reason) = unlike(&device.geometry, namespace)
-                {
-                    tracing::error!(controller, namespace = namespace.id.get(), reason);
-                    device.fail(reason);
+                if let Some(device) = self.device(namespace.id) {
+                    match unlike(&device.geometry, namespace) {
+                        None => device.geometry.block_count.grow(namespace.block_count),
+                        Some(reason) => {
+                            tracing::error!(controller, namespace = namespace.id.get(), reason);
+                            device.fail(reason);
+                        }
+                    }
                 }
             }
             Event::NamespaceLost { id, error } => {
@@ -513,7 +516,7 @@ fn shared(namespace: &Namespace, identity: &ControllerIdentity, spare: Vec<Spare
     let geometry = Geometry {
         block_size: namespace.block_size,
         physical_block_size: BlockSize::new(preferred).unwrap_or(namespace.block_size),
-        block_count: namespace.block_count,
+        block_count: namespace.block_count.into(),
         atomic_write: ByteCount(u64::from(namespace.atomic_write_blocks) * block),
         volatile_cache: namespace.volatile_cache,
         // A controller may ignore Deallocate, so nothing is promised whatever DLFEAT says.

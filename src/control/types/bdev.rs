@@ -116,6 +116,9 @@ pub struct LvolSpecific {
     pub clones: Option<Vec<String>>,
     /// Whether it is a clone of something outside of the pool.
     pub esnap_clone: bool,
+    /// What names that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_snapshot_name: Option<String>,
 }
 
 /// Of `bdev_get_iostat`.

@@ -88,6 +88,9 @@ pub struct Lvstore {
     pub block_size: u64,
     /// Bytes in a cluster.
     pub cluster_size: u64,
+    /// The largest device that the pool can grow to, in bytes.
+    #[serde(default)]
+    pub max_growable_size: u64,
 }
 
 /// A size in bytes, or in MiB.

@@ -22,12 +22,24 @@ pub struct CloneLvol {
     pub clone_name: String,
 }
 
-/// Of `bdev_lvol_set_parent`.
+/// Of `bdev_lvol_clone_bdev`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneBdev {
+    /// The device, by its name or its UUID.
+    pub bdev: String,
+    /// The pool of the clone.
+    pub lvs_name: String,
+    /// The clone's name in it.
+    pub clone_name: String,
+}
+
+/// Of `bdev_lvol_set_parent` and `bdev_lvol_set_parent_bdev`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetParent {
     /// The volume: `pool/volume`, or its UUID.
     pub lvol_name: String,
-    /// The snapshot that becomes its parent, likewise.
+    /// The snapshot that becomes its parent, likewise; or a device, by its name or its UUID.
     pub parent_name: String,
 }

@@ -10,7 +10,7 @@ const TICKS_PER_SECOND: u64 = 1_000_000_000;
 
 impl DaemonService {
     fn bdevs(&self) -> Answer<Vec<Bdev>> {
-        let claimed = |name: &String| self.pool_devices.values().any(|device| device == name);
+        let claimed = |name: &String| self.pools.user_of(name).is_some();
         let mut bdevs: Vec<Bdev> =
             self.devices().iter().map(|device| device.bdev(claimed(&device.name))).collect();
         for pool in self.directory.pools() {

@@ -22,12 +22,14 @@ impl LvolMethods for DaemonService {
             let info = self.ask_owner(&pool)?.info;
             Ok(Lvstore {
                 uuid: pool.uuid(),
-                name: pool.name().to_owned(),
+                name: pool.name().to_string(),
                 base_bdev: self.device_of(&pool),
                 total_data_clusters: u64::from(info.data_clusters.get()),
                 free_clusters: u64::from(info.free_clusters.get()),
                 block_size: u64::from(info.block_size.bytes()),
                 cluster_size: info.cluster_size.get(),
+                max_growable_size: u64::from(info.max_clusters.get())
+                    .saturating_mul(info.cluster_size.get()),
             })
         };
         pools.into_iter().map(one).collect()
@@ -74,18 +76,8 @@ impl LvolMethods for DaemonService {
 
     fn bdev_lvol_resize(&self, parameters: ResizeLvol) -> Answer<bool> {
         let (entry, size) = (self.volume(&parameters.name)?, parameters.size()?);
-        let (key, pool, name) = (entry.key(), entry.pool().key(), entry.name());
-        if self.mount.write_back && entry.openings() > 0 {
-            // Its users would go on with the old size.
-            let reason = "the file is open, and a mount with the write-back cache keeps the \
-                          sizes of open files; close it, or resize it by truncate -s";
-            return Err(RpcError::operation_failed(libc::EBUSY).because(reason));
-        }
+        let key = entry.key();
         self.operate(move |catalog| async move { catalog.resize(&entry, size).await })?;
-        if self.mount.write_back {
-            // The kernel believes no size but its own, unless it forgets the file.
-            self.mount.notifier.name(pool, &name);
-        }
         self.mount.notifier.attributes(key);
         Ok(true)
     }

@@ -117,25 +117,28 @@ impl NvmeMethods for DaemonService {
         let mut devices = self.devices();
         let mut bdevs = Vec::new();
         for (bdev, device, attached) in found {
-            devices.push(Arc::new(DeviceFacts::attached(bdev.clone(), device, attached)));
+            let facts = DeviceFacts::attached(bdev.clone(), device, attached);
+            self.pools.add_device(&bdev, facts.uuid);
+            devices.push(Arc::new(facts));
             bdevs.push(bdev);
         }
+        drop(devices);
+        bdevs.iter().for_each(|bdev| self.pools.open_found(bdev));
+        self.pools.attach_parents(false);
         Ok(bdevs)
     }
 
     fn bdev_nvme_detach_controller(&self, parameters: SelectController) -> Answer<bool> {
         let _turn = self.attaching.lock().unwrap_or_else(PoisonError::into_inner);
         let (attached, devices) = self.controller(&parameters.name)?;
-        let user = devices.iter().find_map(|device| {
-            let mut pools = self.pool_devices.iter();
-            pools.find(|(_, used)| **used == device.name).map(|(pool, _)| pool)
-        });
-        if let Some(pool) = user {
-            let reason = format!("{} is in use by pool {pool:?}", attached.controller);
-            return Err(RpcError::errno(libc::EBUSY).because(reason));
-        }
         let bdevs: Vec<String> = devices.iter().map(|device| device.name.clone()).collect();
+        let claimed = bdevs.iter().map(|device| self.pools.claim(device, "detached"));
+        let _claimed = claimed.collect::<Result<Vec<_>, _>>().map_err(|user| {
+            let reason = format!("{} is in use by {user}", attached.controller);
+            RpcError::errno(libc::EBUSY).because(reason)
+        })?;
         self.devices().retain(|device| !bdevs.contains(&device.name));
+        bdevs.iter().for_each(|bdev| self.pools.remove_device(bdev));
         nvme::detach(&attached.controller, &bdevs, &self.sites)
             .map_err(|error| RpcError::errno(libc::EIO).because(format!("{error:#}")))?;
         tracing::info!(controller = attached.controller, "controller detached");

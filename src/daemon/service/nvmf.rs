@@ -312,7 +312,7 @@ impl NvmfMethods for DaemonService {
             uuid: namespace.uuid,
             ana_group: namespace.anagrpid.filter(|group| *group != 0),
             visible_to_all: namespace.no_auto_visible != Some(true),
-            ..NewNamespace::of(entry.pool().name(), entry.uuid(), Some(entry.key()))
+            ..NewNamespace::of(&entry.pool().name(), entry.uuid(), Some(entry.key()))
         };
         Ok(self.door()?.model().add_namespace(&nqn, new).map_err(refused)?.get())
     }

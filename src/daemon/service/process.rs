@@ -21,7 +21,7 @@ impl DaemonService {
         let bytes = |clusters: u64| clusters.saturating_mul(info.cluster_size.get());
         let damaged = facts.quarantined.iter().map(facts::quarantined_status);
         Ok(PoolStatus {
-            name: pool.name().to_owned(),
+            name: pool.name().to_string(),
             uuid: pool.uuid(),
             device: self.device_of(pool),
             health: facts::store_health(&info.state),

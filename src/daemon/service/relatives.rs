@@ -2,9 +2,12 @@
 
 use uuid::Uuid;
 
+use super::lvstore::refused;
 use super::{Answer, DaemonService};
 use crate::control::RelativeMethods;
-use crate::control::types::{CloneLvol, SelectLvol, SetParent, SnapshotLvol};
+use crate::control::types::{
+    CloneBdev, CloneLvol, PoolSelector, SelectLvol, SetParent, SnapshotLvol,
+};
 
 impl RelativeMethods for DaemonService {
     fn bdev_lvol_snapshot(&self, parameters: SnapshotLvol) -> Answer<Uuid> {
@@ -33,12 +36,23 @@ impl RelativeMethods for DaemonService {
         Ok(true)
     }
 
+    fn bdev_lvol_clone_bdev(&self, parameters: CloneBdev) -> Answer<Uuid> {
+        let CloneBdev { bdev, lvs_name, clone_name } = parameters;
+        let pool = self.pool(&PoolSelector::Name(lvs_name))?;
+        let made = self.pools.clone_device(&pool, &bdev, &clone_name).map_err(refused)?;
+        Ok(made.uuid())
+    }
+
+    fn bdev_lvol_set_parent_bdev(&self, parameters: SetParent) -> Answer<bool> {
+        let entry = self.volume(&parameters.lvol_name)?;
+        self.pools.set_device_parent(&entry, &parameters.parent_name).map_err(refused)?;
+        Ok(true)
+    }
+
     fn bdev_lvol_set_parent(&self, parameters: SetParent) -> Answer<bool> {
         let entry = self.volume(&parameters.lvol_name)?;
         let parent = self.volume(&parameters.parent_name)?;
-        let key = entry.key();
         self.operate(move |catalog| async move { catalog.set_parent(&entry, &parent).await })?;
-        self.mount.notifier.content(key);
         Ok(true)
     }
 }

@@ -1,7 +1,7 @@
 //! What lies on a device, told from its first bytes: so that nothing is formatted that is not
 //! blank, and the refusal names what was found.
 
-use super::STRUCTURE_SIZE;
+use super::CHECKSUM_OFFSET;
 use super::super_block::{LVOLSTORE, blobstore_kind};
 
 /// How many bytes from the start of a device [`Contents::identify`] wants to see.
@@ -11,7 +11,8 @@ pub const IDENTIFY_BYTES: usize = 128 << 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Contents {
     /// The first 4096 bytes are zero and no known signature follows. A destroyed lvolstore is
-    /// blank, too: SPDK destroys one by zeroing those bytes.
+    /// blank, too: SPDK destroys one by zeroing those bytes. So is one whose destruction was
+    /// interrupted, of whose super block the checksum in the last four bytes may be left.
     Blank,
     /// An lvolstore; whether it is intact is for `SuperBlock::parse` to say.
     Lvolstore,
@@ -39,7 +40,7 @@ impl Contents {
         }) {
             return Self::Known(name);
         }
-        let checked = &first[..first.len().min(STRUCTURE_SIZE)];
+        let checked = &first[..first.len().min(CHECKSUM_OFFSET)];
         if checked.iter().all(|byte| *byte == 0) { Self::Blank } else { Self::Unknown }
     }
 }
@@ -118,7 +119,8 @@ mod tests {
     fn blank_means_the_first_page_is_zero() {
         assert_eq!(Contents::identify(&device(0, b"")), Contents::Blank);
         assert_eq!(Contents::identify(&device(4096, b"old metadata")), Contents::Blank);
-        assert_eq!(Contents::identify(&device(4095, b"x")), Contents::Unknown);
+        assert_eq!(Contents::identify(&device(4091, b"x")), Contents::Unknown);
+        assert_eq!(Contents::identify(&device(4092, b"crc")), Contents::Blank);
         assert_eq!(Contents::identify(&[]), Contents::Blank);
     }
 

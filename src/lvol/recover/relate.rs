@@ -184,8 +184,6 @@ impl Owners {
         if let Some((other, reason)) = shared {
             tracing::error!(blob = id.0, other = other.0, %reason, "two owners: both read-only");
             volume.limit = Some(reason);
-        } else if volume.blob.flags.external_snapshot {
-            volume.limit = Some(ReadOnlyReason::ExternalParent);
         }
         volume.show_flags();
     }

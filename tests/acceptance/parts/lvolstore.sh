@@ -5,7 +5,8 @@
 part_about="snapshots, clones and copies of volumes, under real file systems; check and repair"
 part_packages=(attr coreutils e2fsprogs fio fuse3 jq python3)
 part_checks=(snapshot_of_a_mounted_file_system copy_is_a_clone relatives clone_under_load
-    check_after_kill check_after_dd space scrub)
+    check_after_kill check_after_dd space scrub pools grow
+    external_parent shallow_copy)
 
 pool=mount/volumes/pool0
 demo=$pool/demo
@@ -255,5 +256,182 @@ lvolstore_scrub() {
     dd if=/dev/urandom of=$demo bs=1M count=20 conv=notrunc,fsync status=none
     cli pool scrub pool0 --wait --rate 1GiB
     cli --json pool scrub pool0 --status | jq -e '.state == "done" and .faults == 0' >/dev/null
+    daemon_stop
+}
+
+# Pools are made, renamed and destroyed while the daemon runs and another pool is under load.
+lvolstore_pools() {
+    example_here
+    printf '\n[[device]]\nname = "disk1"\ndriver = "file"\npath = "var/disk1.img"\nsize = "256MiB"\ncreate = true\n' >>config.toml
+    daemon_start
+    fio --name=load --filename="$demo" --rw=randwrite --bs=4k --size=16M --ioengine=libaio \
+        --iodepth=4 --direct=1 --fsync=16 --verify=crc32c --do_verify=1 --verify_fatal=1 \
+        --loops=2 >"$work/fio" 2>&1 &
+    local load=$! lvolfs_here=("$lvolfs" --socket var/lvolfs.sock)
+    expect_failure 'No such device' "${lvolfs_here[@]}" pool create fast nothing
+    expect_failure 'Operation not permitted.*pool0' "${lvolfs_here[@]}" pool create fast disk0
+    expect_failure 'File exists' "${lvolfs_here[@]}" pool create pool0 disk1
+    cli pool create fast disk1 --cluster-size 64KiB
+    [[ -d mount/volumes/fast ]] || fail "the new pool has no directory"
+    cli rpc bdev_lvol_get_lvstores '{"lvs_name":"fast"}' |
+        jq -e '.[0] | .base_bdev == "disk1" and .cluster_size == 65536' >/dev/null
+    cli volume create fast/v 64MiB
+    dd if=/dev/urandom of="$work/data" bs=1M count=8 status=none
+    dd if="$work/data" of=mount/volumes/fast/v bs=1M conv=notrunc,fsync status=none
+
+    # The name changes under an open file.
+    exec 8<mount/volumes/fast/v
+    cli pool rename fast quick
+    [[ -d mount/volumes/quick && ! -e mount/volumes/fast ]] || fail "the directory was not renamed"
+    cmp -n $((8 << 20)) "$work/data" /dev/fd/8
+    expect_failure 'resource busy.*v is in use' "${lvolfs_here[@]}" pool delete quick --with-volumes
+    exec 8<&-
+    expect_failure 'File exists' "${lvolfs_here[@]}" pool rename quick pool0
+    expect_failure 'No such file' "${lvolfs_here[@]}" pool rename fast other
+    expect_failure 'with-volumes' "${lvolfs_here[@]}" pool delete quick
+
+    # It is found again, though no configuration declares it.
+    wait $load || { cat "$work/fio"; fail "fio met an error"; }
+    daemon_kill
+    umount -l mount/volumes
+    daemon_start
+    cmp -n $((8 << 20)) "$work/data" mount/volumes/quick/v
+    cli target export quick/v --nqn nqn.2026-11.io.lvolfs:quick
+    expect_failure 'lvolfs:quick' "${lvolfs_here[@]}" pool delete quick --with-volumes
+    cli pool rename quick slow
+    daemon_restart
+    cli rpc nvmf_get_subsystems | jq -e --arg uuid "$(cli --json volume show slow/v | jq -r .uuid)" \
+        '[.[] | select(.nqn == "nqn.2026-11.io.lvolfs:quick")][0].namespaces[0].uuid == $uuid' >/dev/null ||
+        fail "the export did not follow the pool's name"
+    cli target unexport slow/v --delete-empty
+    cli pool delete slow --with-volumes
+    [[ ! -e mount/volumes/slow ]] || fail "the directory of a destroyed pool is there"
+    expect_failure 'No such device' "${lvolfs_here[@]}" rpc bdev_lvol_get_lvstores '{"lvs_name":"slow"}'
+    cmp -n $((128 << 10)) var/disk1.img /dev/zero
+    cli pool create again disk1 --clear none
+    cli volume create again/v 64MiB
+    cmp -n $((64 << 20)) mount/volumes/again/v /dev/zero
+    daemon_stop
+    "$lvolfs" check var/disk1.img
+}
+
+# A pool takes in what its device has gained, while fio writes: an image under the emulated
+# controller, and one under the file driver.
+lvolstore_grow() {
+    example_here
+    printf '\n[[device]]\nname = "disk1"\ndriver = "file"\npath = "var/disk1.img"\nsize = "64MiB"\ncreate = true\n' >>config.toml
+    config_set device size '"64MiB"'
+    daemon_start
+    cli pool create second disk1 --cluster-size 64KiB
+    cli volume create second/v 256MiB
+    local pool image file lvolfs_here=("$lvolfs" --socket var/lvolfs.sock)
+    for pool in pool0 second; do
+        image=var/disk0.img file=$demo
+        [[ $pool == pool0 ]] || image=var/disk1.img file=mount/volumes/second/v
+        cli pool grow $pool | grep -q 'gained nothing' || fail "$pool grew with nothing"
+        fio --name=load --filename="$file" --rw=randwrite --bs=4k --size=16M --ioengine=libaio \
+            --iodepth=4 --direct=1 --fsync=16 --verify=crc32c --do_verify=1 --verify_fatal=1 \
+            --loops=2 >"$work/fio" 2>&1 &
+        local load=$!
+        truncate -s 192M $image
+        cli pool grow $pool
+        wait $load || { cat "$work/fio"; fail "fio met an error"; }
+        cli --json pool show $pool |
+            jq -e '.total_clusters * .cluster_size > 185 * 1048576' >/dev/null ||
+            fail "$pool has not grown: $(cli --json pool show $pool)"
+        # More than the device had before.
+        dd if=/dev/urandom of="$work/data" bs=1M count=100 status=none
+        dd if="$work/data" of=$file bs=1M conv=notrunc,fsync status=none
+        cmp -n $((100 << 20)) "$work/data" $file
+    done
+    daemon_kill
+    umount -l mount/volumes
+    daemon_start
+    cmp -n $((100 << 20)) "$work/data" mount/volumes/second/v
+    cli pool grow second | grep -q 'gained nothing' || fail "the growth was lost"
+    daemon_stop
+    "$lvolfs" check var/disk0.img
+    "$lvolfs" check var/disk1.img
+}
+
+# A golden image as the parent of volumes: shown, never written, missed when it is not there.
+lvolstore_external_parent() {
+    example_here
+    mkdir -p var
+    dd if=/dev/urandom of=var/golden.img bs=1M count=32 status=none
+    cp var/golden.img "$work/golden"
+    local device='\n[[device]]\nname = "golden"\ndriver = "file"\npath = "var/golden.img"\nuuid = "0eeeeeee-1111-4222-8333-444444444444"\n'
+    # shellcheck disable=SC2059
+    printf "$device" >>config.toml
+    daemon_start
+    local lvolfs_here=("$lvolfs" --socket var/lvolfs.sock)
+    expect_failure 'No such device' "${lvolfs_here[@]}" volume clone pool0/c --from-device nothing
+    expect_failure 'Operation not permitted' "${lvolfs_here[@]}" volume clone pool0/c --from-device disk0
+    cli volume clone pool0/c --from-device golden
+    cmp "$work/golden" $pool/c
+    [[ $(stat -c %b $pool/c) == 0 ]] || fail "the clone has blocks of its own"
+    printf changed | dd of=$pool/c bs=4096 seek=300 conv=notrunc,fsync status=none
+    cmp -n $((300 * 4096)) "$work/golden" $pool/c
+    cli volume snapshot pool0/c s
+    cli volume clone pool0/s d
+    cmp -i $((4 << 20)) "$work/golden" $pool/d
+    expect_failure 'Operation not permitted.*parent' "${lvolfs_here[@]}" pool create other golden
+    cli rpc bdev_lvol_get_lvols | jq -e '[.[] | select(.name == "s")][0] | .is_esnap_clone and (.is_degraded | not)' >/dev/null
+    cli rpc bdev_get_bdevs '{"name":"pool0/s"}' | jq -e '.[0].driver_specific.lvol.external_snapshot_name == "0eeeeeee-1111-4222-8333-444444444444"' >/dev/null
+    daemon_stop
+    cmp "$work/golden" var/golden.img
+    "$lvolfs" check var/disk0.img
+    "$lvolfs" dump var/disk0.img | grep -q 0eeeeeee-1111-4222-8333-444444444444
+
+    # Without it.
+    cp config.toml "$work/with"
+    sed -i '/^name = "golden"/,$d' config.toml
+    sed -i '$d' config.toml
+    daemon_start
+    cli --json status | jq -e '[.pools[0].volumes[] | select(.name == "d")][0].state == "degraded"' >/dev/null
+    expect_failure 'Input/output error' cat $pool/d
+    expect_failure 'Read-only' dd if=/dev/zero of=$pool/c bs=4096 count=1 conv=notrunc status=none
+    expect_failure 'read-only' "${lvolfs_here[@]}" volume inflate pool0/d
+    daemon_stop
+    cp "$work/with" config.toml
+    daemon_start
+    cli volume inflate pool0/d
+    cli volume decouple pool0/c
+    cli volume decouple pool0/c
+    cli volume delete pool0/s
+    # Nobody needs it any more.
+    cp --sparse=never $pool/d "$work/d"
+    cmp -i $((4 << 20)) "$work/golden" "$work/d"
+    truncate -s 64M $pool/t
+    cli volume set-parent pool0/t --device golden
+    cmp -n $((32 << 20)) "$work/golden" $pool/t
+    daemon_stop
+}
+
+# What a snapshot has of its own goes to the same places of another device.
+lvolstore_shallow_copy() {
+    example_here
+    printf '\n[[device]]\nname = "backup"\ndriver = "file"\npath = "var/backup.img"\nsize = "256MiB"\ncreate = true\n' >>config.toml
+    daemon_start
+    dd if=/dev/urandom of=$demo bs=1M count=40 conv=notrunc,fsync status=none
+    cli volume snapshot pool0/demo one
+    printf changed | dd of=$demo bs=1M seek=3 conv=notrunc,fsync status=none
+    cli volume snapshot pool0/demo two
+    local name id
+    expect_failure 'Invalid argument' "$lvolfs" --socket var/lvolfs.sock rpc bdev_lvol_start_shallow_copy \
+        '{"src_lvol_name":"pool0/demo","dst_bdev_name":"backup"}'
+    for name in one two; do
+        id=$(cli rpc bdev_lvol_start_shallow_copy \
+            "{\"src_lvol_name\":\"pool0/$name\",\"dst_bdev_name\":\"backup\"}" | jq .operation_id)
+        shallow_copy_is_over() {
+            cli rpc bdev_lvol_check_shallow_copy "{\"operation_id\":$id}" >copy.json
+            jq -e '.state != "in progress"' copy.json >/dev/null
+        }
+        wait_for 30 "the copy" shallow_copy_is_over
+        jq -e '.state == "complete" and .copied_clusters == .total_clusters' copy.json >/dev/null ||
+            fail "$(cat copy.json)"
+    done
+    jq -e '.total_clusters == 1' copy.json >/dev/null || fail "more than what had changed: $(cat copy.json)"
+    cmp $pool/two var/backup.img
     daemon_stop
 }

@@ -2,12 +2,12 @@
 
 use lvolfs::block::Durability;
 use lvolfs::lvol::validate::validate;
-use lvolfs::lvol::{Error, ReadOnlyReason};
+use lvolfs::lvol::{Error, ReadOnlyReason, external_name};
 use lvolfs::sim::{SimChannel, SimDisk, SimOptions};
 use lvolfs::units::{ByteCount, ByteOffset};
 
 use super::bench::{Bench, Pool};
-use crate::golden::{Golden, IMAGES, sha256};
+use crate::golden::{EXTERNAL_TAG, Golden, IMAGES, pattern, sha256};
 
 async fn open(bench: &Bench, golden: &Golden) -> (SimDisk, Pool<SimChannel>) {
     let size = ByteCount(golden.bytes.len() as u64);
@@ -46,11 +46,21 @@ fn every_image_opens_with_its_volumes_and_their_content() {
                 assert_eq!(parent, lvol.base_snapshot, "{what}");
                 assert_eq!(info.clones.len(), lvol.clones.iter().flatten().count(), "{what}");
                 let volume = pool.volume(lvol_name).await;
-                if lvol.is_esnap_clone {
+                if let Some(name) = &lvol.external_snapshot_name {
                     assert_eq!(pool.content(&volume).await, Err(Error::ExternalParent));
                     let reason = Some(ReadOnlyReason::ExternalParent);
-                    assert_eq!(info.read_only, reason, "{what}");
-                    continue;
+                    assert_eq!((info.read_only, info.degraded), (reason, true), "{what}");
+                    let name = external_name(name.as_bytes());
+                    assert_eq!(
+                        pool.store.external_parents(),
+                        std::slice::from_ref(&name),
+                        "{what}"
+                    );
+                    let device = external_parent(&bench);
+                    pool.io.attach_external(&name, device.clone());
+                    pool.store.attach_external(&name, device);
+                    let info = pool.store.find(lvol_name).expect(&what);
+                    assert_eq!((info.read_only, info.degraded), (None, false), "{what}");
                 }
                 let content = pool.content(&volume).await.unwrap();
                 assert_eq!(sha256(&content), lvol.sha256, "{what}");
@@ -61,6 +71,50 @@ fn every_image_opens_with_its_volumes_and_their_content() {
             }
         });
     }
+}
+
+/// The external parent of the `esnap` image, by the manifest's pattern.
+fn external_parent(bench: &Bench) -> SimChannel {
+    let mut content = vec![0; 4 << 20];
+    pattern(EXTERNAL_TAG, 0, &mut content);
+    let options = SimOptions::new(ByteCount(content.len() as u64));
+    SimDisk::with_image(options, &content).channel(&bench.reactor)
+}
+
+/// What SPDK's clone shows of its external parent becomes its own.
+#[test]
+fn the_clone_of_an_external_parent_can_be_written_and_inflated() {
+    let bench = Bench::new();
+    let golden = Golden::open("c1m-b4096-esnap-clean");
+    let lvol = golden.lvols()["esclone"];
+    bench.run(async {
+        let (disk, pool) = open(&bench, &golden).await;
+        let name = external_name(lvol.external_snapshot_name.as_ref().unwrap().as_bytes());
+        let device = external_parent(&bench);
+        pool.io.attach_external(&name, device.clone());
+        pool.store.attach_external(&name, device);
+        let volume = pool.volume("esclone").await;
+        let mut content = pool.content(&volume).await.unwrap();
+        assert_eq!(sha256(&content), lvol.sha256);
+        let buffer = bench.buffer(4096, 0x5a);
+        volume.write(ByteOffset(3 << 20), buffer, Durability::Cached).await.unwrap();
+        content[3 << 20..][..4096].fill(0x5a);
+        assert!(pool.content(&volume).await.unwrap() == content);
+        pool.store.inflate_volume(volume.map().blob()).await.unwrap();
+        pool.store.detach_external(&name);
+        pool.io.detach_external(&name);
+        assert!(pool.content(&volume).await.unwrap() == content);
+        pool.store.close().await.unwrap();
+        let mut image = vec![0; golden.bytes.len()];
+        disk.read_at(0, &mut image);
+        let report = validate(&image.as_slice(), golden.block_size).unwrap();
+        let errors: Vec<_> = report.errors().collect();
+        assert!(errors.is_empty() && report.clean, "{errors:?}");
+        let pool = bench.open(disk.channel(&bench.reactor)).await.unwrap();
+        assert_eq!(pool.store.external_parents().len(), 0);
+        let volume = pool.volume("esclone").await;
+        assert!(pool.content(&volume).await.unwrap() == content);
+    });
 }
 
 /// Writes to each volume that takes writes, and compares with a copy of what it held.

@@ -53,6 +53,10 @@ impl Run {
             FormatOptions { name: "pool".to_owned(), uuid: Some(Uuid::from_u128(1)), layout };
         Store::format(&device, &bench.arena, &options).await.unwrap();
         let pool = bench.open(device).await.unwrap();
+        // Half of the seeds have zeroed clusters ready.
+        if rng.bool() {
+            pool.store.keep_zeroed_clusters();
+        }
         Self {
             bench,
             disk,

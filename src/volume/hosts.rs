@@ -19,9 +19,10 @@ use crate::reactor::{Reactor, Remote};
 use crate::reservation::Notification;
 use crate::spec::reservation::HostId;
 
-/// How long a Preempt and Abort waits for the operations of those whom it preempted. Longer than
-/// a drive may take for a command before the driver resets it.
-pub const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+/// How long a Preempt and Abort waits for the operations of those whom it preempted. Shorter than
+/// the 30 s after which a Linux host gives up on a command and resets its controller: then it
+/// would never hear what became of it, and its own I/O would suffer.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(25);
 
 /// Where reservations outlive a power loss.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

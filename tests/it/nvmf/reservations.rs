@@ -25,7 +25,7 @@ use lvolfs::spec::reservation::{
 };
 use lvolfs::spec::status::StatusCode;
 use lvolfs::units::{BlockCount, BlockSize, ByteCount, Lba, NamespaceId};
-use lvolfs::volume::{Directory, Hosts, Keeping};
+use lvolfs::volume::{DRAIN_LIMIT, Directory, Hosts, Keeping};
 use zerocopy::IntoBytes;
 
 use super::host::{Answer, Host, Identity};
@@ -711,6 +711,23 @@ fn preempt_and_abort_waits_for_what_is_in_flight() {
             }
             a.io.run(release(ReleaseAction::CLEAR, 0), &keys(0xa, 0), 0).await.ok();
         }
+        // What does not end in time: the sender is told, and the new state is in force.
+        a.register(0xa).await;
+        b.register(0xb).await;
+        a.acquire(0xa, 3).await;
+        emulated.inject(Fault::new(FaultAction::Hold).on_opcode(IoOpcode::WRITE.0));
+        let held = b.io.submit(write(3, 1), &pattern(1, 1), 0).await;
+        reactor.sleep(Duration::from_millis(1)).await;
+        let before = reactor.now();
+        let abort = acquire(AcquireAction::PREEMPT_AND_ABORT, 3);
+        let answer = a.io.run(abort, &keys(0xa, 0xb), 0).await;
+        answer.is(StatusCode::COMMAND_INTERRUPTED);
+        let waited = reactor.now().since(before);
+        assert!((DRAIN_LIMIT..Duration::from_secs(30)).contains(&waited), "{waited:?}");
+        assert_eq!((other.write().await, a.write().await), (CONFLICT, SUCCESS));
+        emulated.release_held();
+        let done = b.io.complete().await.unwrap().ok();
+        assert_eq!(done.completion.command_id(), held);
         drop((a, b, other));
         rig.service.drain().await;
     });

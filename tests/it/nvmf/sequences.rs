@@ -66,7 +66,10 @@ fn nonsense_is_survived() {
                     raw.fill_with(|| random.u8(..));
                 }
                 raw[0] = *random
-                    .choice(&[0, 1, 2, 5, 6, 8, 9, 10, 12, 12, 0x18, 0x19, 0x7f, 0x55])
+                    .choice(&[
+                        0, 1, 2, 5, 6, 8, 9, 10, 12, 12, 0x0d, 0x0e, 0x11, 0x15, 0x18, 0x19, 0x7f,
+                        0x55,
+                    ])
                     .unwrap();
                 raw[4..8].copy_from_slice(&u32::from(random.u8(..4)).to_le_bytes());
                 let entry = SubmissionEntry::read_from_bytes(&raw).unwrap();

@@ -1,9 +1,10 @@
 //! A file system that does nothing, on the transports of lvolfs: the floor under every figure of
 //! the mount. For `benches/compare-fuse`.
 //!
-//!     fuse_null FOLDER SIZE [dev_fuse]
+//!     fuse_null FOLDER SIZE [dev_fuse | plain]
 //!
-//! One file, `null`, of SIZE bytes: writes are forgotten, reads give whatever is in memory.
+//! By /dev/fuse with `dev_fuse`; with `plain`, by io_uring on threads that stay where the scheduler
+//! puts them, which is what `benches/compare-placement` compares the placement with. One file, `null`, of SIZE bytes: writes are forgotten, reads give whatever is in memory.
 
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -82,12 +83,15 @@ impl Null {
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let (Some(path), Some(size)) = (arguments.next(), arguments.next()) else {
-        panic!("fuse_null FOLDER SIZE [dev_fuse]");
+        panic!("fuse_null FOLDER SIZE [dev_fuse | plain]");
     };
     let size: u64 = size.parse().expect("SIZE is a number of bytes");
+    let how = arguments.next();
+    let placed = how.as_deref() != Some("plain");
     let transport =
-        if arguments.next().is_some() { Transport::DevFuse } else { Transport::IoUring };
-    let options = MountOptions { path: PathBuf::from(path), access: Access::Owner, transport };
+        if how.as_deref() == Some("dev_fuse") { Transport::DevFuse } else { Transport::IoUring };
+    let path = PathBuf::from(path);
+    let options = MountOptions { path, access: Access::Owner, transport, write_back: false };
     let mount = Mount::new(&options).expect("mounted");
     let shape = Shape::of(possible_cpus());
     let cpus = allowed_cpus();
@@ -118,7 +122,9 @@ fn main() {
                 let file = Arc::clone(&file);
                 let queues = Queues::register(&reactor, &arena, &file, &queues, shape.depth);
                 let others = cpus.iter().copied().filter(|cpu| *cpu != cpus[index]).collect();
-                reactor.settle(cpus[index], others).expect("a CPU");
+                if placed {
+                    reactor.settle(cpus[index], others).expect("a CPU");
+                }
                 let never = std::future::pending();
                 let queues = uring::serve(&reactor, queues.expect("queues"), handler, never);
                 let (_, stopped) = futures_util::future::join(read, queues).await;

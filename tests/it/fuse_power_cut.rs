@@ -3,6 +3,8 @@
 //! keeps and reorders what its volatile cache holds. After each cut the pool is opened again, and
 //! everything that was durable must be there.
 //!
+//! Requests come as each of the two transports brings them (`fuse_wire.rs`), in turn by seed.
+//!
 //! The unit of the checks is 512 bytes, an eighth of a block, so that parts of blocks that are
 //! written at once are among them. A failure prints its seed; `SEED=n cargo test --test it
 //! fuse_power_cut` runs one seed, `POWER_CUTS=n` runs n of them.
@@ -18,7 +20,7 @@ use futures_util::future::join_all;
 use lvolfs::block::AnyDevice;
 use lvolfs::block::nvme::{NvmeController, Wanted};
 use lvolfs::emulated::{EmulatedController, Memory, MemoryGeometry, Settings};
-use lvolfs::fuse::request::{FileHandle, NodeId, Operation};
+use lvolfs::fuse::request::{Changes, FileHandle, NodeId, Operation};
 use lvolfs::hw::dma::DmaArena;
 use lvolfs::hw::event::EventFd;
 use lvolfs::lvol::FormatOptions;
@@ -28,6 +30,7 @@ use lvolfs::units::{BlockCount, BlockSize, ByteCount, NamespaceId};
 use lvolfs::volume::Store;
 
 use super::fuse_operations::Served;
+use super::fuse_wire::Manner;
 use super::lvolstore::model::{ModelVolume, Span};
 
 /// Small clusters, so that little data makes many mappings.
@@ -178,6 +181,8 @@ impl Stack {
 /// A workload, and what it must leave.
 struct Run {
     served: Served,
+    /// By which transport its requests come.
+    manner: Manner,
     stepped: Rc<Stepped>,
     nodes: Vec<NodeId>,
     model: RefCell<Vec<ModelVolume>>,
@@ -196,6 +201,7 @@ impl Run {
         let model = VOLUMES.map(|name| ModelVolume::new(before, name.to_owned(), FIRST_CLUSTERS));
         Self {
             served,
+            manner: manner_of(seed),
             stepped,
             nodes,
             model: RefCell::new(model.into()),
@@ -278,7 +284,7 @@ impl Run {
             flags: flags.cast_unsigned(),
         };
         let beginning = self.begin();
-        self.served.ask_as(1, self.nodes[volume], operation, Some(&data)).await.unwrap();
+        self.served.ask_by(self.manner, self.nodes[volume], &operation, Some(&data)).await.unwrap();
         let span = self.end(beginning);
         let mut model = self.model.borrow_mut();
         for (unit, value) in (first..).zip(values) {
@@ -292,7 +298,7 @@ impl Run {
         let (offset, length) = (first * UNIT, count * UNIT);
         let operation = Operation::FAllocate { offset, length, mode };
         let beginning = self.begin();
-        self.served.ask_as(1, self.nodes[volume], operation, None).await.unwrap();
+        self.served.ask_by(self.manner, self.nodes[volume], &operation, None).await.unwrap();
         let span = self.end(beginning);
         let mut model = self.model.borrow_mut();
         for unit in first..first + count {
@@ -303,7 +309,7 @@ impl Run {
     async fn fsync(&self, volume: usize) {
         let beginning = self.begin();
         let operation = Operation::FSync { data_only: self.random(2) == 0 };
-        self.served.ask_as(1, self.nodes[volume], operation, None).await.unwrap();
+        self.served.ask_by(self.manner, self.nodes[volume], &operation, None).await.unwrap();
         let span = self.end(beginning);
         self.model.borrow_mut()[volume].fsync(span);
     }
@@ -313,7 +319,9 @@ impl Run {
         let (before, units) = (self.units_of(volume), self.random(10 * PER_CLUSTER));
         let beginning = self.begin();
         let handle = Some(FileHandle(0));
-        self.served.truncate(self.nodes[volume], units * UNIT, handle).await.unwrap();
+        let changes = Changes { size: Some(units * UNIT), handle, ..Default::default() };
+        let operation = Operation::SetAttr(changes);
+        self.served.ask_by(self.manner, self.nodes[volume], &operation, None).await.unwrap();
         let span = self.end(beginning);
         let clusters = units.div_ceil(PER_CLUSTER);
         let mut model = self.model.borrow_mut();
@@ -326,6 +334,11 @@ impl Run {
     }
 }
 
+/// Every second seed uses the one transport, the others the other.
+fn manner_of(seed: u64) -> Manner {
+    if seed.is_multiple_of(2) { Manner::IoUring } else { Manner::DevFuse }
+}
+
 /// Opens what a cut left, and compares it with what it must be.
 async fn examine(bench: &Bench, model: &[ModelVolume], cut: u64, memory: Memory, seed: u64) {
     let stack = bench.stack(memory, seed).await;
@@ -334,7 +347,9 @@ async fn examine(bench: &Bench, model: &[ModelVolume], cut: u64, memory: Memory,
         let node = served.lookup(name).await.unwrap();
         let mut content = Vec::new();
         loop {
-            let read = served.read(node, content.len() as u64, 256 << 10).await.unwrap();
+            let (handle, offset) = (FileHandle(0), content.len() as u64);
+            let operation = Operation::Read { handle, offset, size: 64 << 10 };
+            let read = served.ask_by(manner_of(seed), node, &operation, None).await.unwrap();
             if read.is_empty() {
                 break;
             }

@@ -14,6 +14,7 @@ mod emulated;
 mod fuse_mount;
 mod fuse_operations;
 mod fuse_power_cut;
+mod fuse_wire;
 mod golden;
 mod lvol_format;
 mod lvolstore;

@@ -11,6 +11,7 @@
 //!
 //! `config.toml.example` documents every key; a test holds its defaults against those here.
 
+mod cache;
 mod check;
 mod error;
 mod identity;
@@ -99,6 +100,19 @@ pub struct Mount {
     pub mode: u32,
     /// How requests come from the kernel.
     pub transport: Transport,
+    /// Whether the kernel may keep what is written, of volumes that do not say otherwise.
+    pub cache: Cache,
+}
+
+/// Whether the kernel may keep what is written to a volume's file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// No: every read and write arrives.
+    #[default]
+    Direct,
+    /// Yes: in its page cache, until a flush or until it sees fit.
+    Writeback,
 }
 
 /// How the mount's requests come from the kernel.
@@ -233,6 +247,9 @@ pub struct Volume {
     pub reserve: ByteCount,
     /// Whether its writes wait when the pool is full, instead of failing.
     pub waits_for_space: bool,
+    /// Whether the kernel may keep what is written to its file: the mount's, unless it says so
+    /// itself.
+    pub cache: Cache,
 }
 
 /// `[reservations]`

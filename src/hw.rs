@@ -5,6 +5,7 @@
 //! Invariant: nothing here knows what an NVMe command or a volume is. What leaves this module is
 //! safe to use in any order; where a rule is the device's (who owns a buffer now), it is a type.
 
+pub mod clock;
 pub mod dma;
 pub mod event;
 pub mod file;

@@ -15,6 +15,7 @@
 //! * An open volume that loses its name keeps working until the last front end closes it.
 
 pub mod attributes;
+mod caching;
 mod catalog;
 mod directory;
 mod error;
@@ -23,12 +24,14 @@ mod exclusion;
 mod gate;
 mod handle;
 mod hosts;
+mod key;
 mod owner;
 mod pool;
 mod relatives;
 mod reservations;
 
 pub use attributes::Attributes;
+pub use caching::Caching;
 pub use catalog::Catalog;
 pub use directory::{Directory, Entry, Hold, Key, Opening};
 pub use error::Error;

@@ -3,9 +3,8 @@
 //! Sparse: only chunks that were written take memory, so a test may have a device of terabytes.
 //! It has no volatile cache: there is nothing that a flush could still save.
 
-use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use super::{
     BlockDevice, BlockError, Counted, Counters, Counting, Discard, Durability, Geometry, Transfer,
@@ -15,10 +14,11 @@ use crate::hw::dma::{DmaBuffer, MAX_BUFFER};
 use crate::units::{BlockCount, BlockSize, ByteCount, Lba};
 
 const CHUNK: usize = 64 << 10;
-/// Chunks are spread over this many locks.
-const SHARDS: usize = 64;
+/// Chunks that are found together.
+const GROUP: usize = 1024;
 
-type Shard = RwLock<HashMap<u64, Box<[u8]>>>;
+/// [`CHUNK`] bytes, or nothing: zeros.
+type Chunk = RwLock<Option<Box<[u8]>>>;
 
 /// The shared part of a memory device.
 #[derive(Clone)]
@@ -26,7 +26,7 @@ pub struct MemoryDevice(Arc<Memory>);
 
 struct Memory {
     geometry: Geometry,
-    shards: Vec<Shard>,
+    groups: Box<[OnceLock<Box<[Chunk]>>]>,
 }
 
 impl MemoryDevice {
@@ -42,8 +42,9 @@ impl MemoryDevice {
             discard: Discard::Zeroes,
             max_transfer: ByteCount(MAX_BUFFER as u64),
         };
-        let shards = (0..SHARDS).map(|_| Shard::default()).collect();
-        Self(Arc::new(Memory { geometry, shards }))
+        let groups = size.get().div_ceil((CHUNK * GROUP) as u64);
+        let groups = (0..groups).map(|_| OnceLock::new()).collect();
+        Self(Arc::new(Memory { geometry, groups }))
     }
 
     /// What the device is.
@@ -67,31 +68,40 @@ impl MemoryDevice {
     /// Memory that the contents take.
     #[must_use]
     pub fn resident(&self) -> ByteCount {
-        let chunks = |shard: &Shard| shard.read().map_or(0, |map| map.len());
-        ByteCount(self.0.shards.iter().map(chunks).sum::<usize>() as u64 * CHUNK as u64)
+        let there = |chunk: &&Chunk| chunk.read().is_ok_and(|chunk| chunk.is_some());
+        let chunks = self.0.groups.iter().filter_map(OnceLock::get).flatten();
+        ByteCount((chunks.filter(there).count() * CHUNK) as u64)
     }
 }
 
 impl Memory {
-    fn shard(&self, chunk: u64) -> &Shard {
-        &self.shards[(chunk % SHARDS as u64) as usize]
+    /// A chunk, if any of its group was ever written.
+    fn known(&self, chunk: u64) -> Option<&Chunk> {
+        let (group, within) = (chunk / GROUP as u64, chunk % GROUP as u64);
+        Some(&self.groups[group as usize].get()?[within as usize])
+    }
+
+    fn chunk(&self, chunk: u64) -> &Chunk {
+        let (group, within) = (chunk / GROUP as u64, chunk % GROUP as u64);
+        let new = || (0..GROUP).map(|_| Chunk::default()).collect();
+        &self.groups[group as usize].get_or_init(new)[within as usize]
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) {
         for (chunk, start, part) in pieces(offset, into.len()) {
             let target = &mut into[part.clone()];
-            let map = self.shard(chunk).read().unwrap_or_else(PoisonError::into_inner);
-            match map.get(&chunk) {
-                Some(bytes) => target.copy_from_slice(&bytes[start..start + part.len()]),
-                None => target.fill(0),
+            let chunk = self.known(chunk).map(Chunk::read);
+            match chunk.map(|chunk| chunk.unwrap_or_else(PoisonError::into_inner)).as_deref() {
+                Some(Some(bytes)) => target.copy_from_slice(&bytes[start..start + part.len()]),
+                Some(None) | None => target.fill(0),
             }
         }
     }
 
     fn write(&self, offset: u64, from: &[u8]) {
         for (chunk, start, part) in pieces(offset, from.len()) {
-            let mut map = self.shard(chunk).write().unwrap_or_else(PoisonError::into_inner);
-            let bytes = map.entry(chunk).or_insert_with(|| vec![0; CHUNK].into());
+            let mut bytes = self.chunk(chunk).write().unwrap_or_else(PoisonError::into_inner);
+            let bytes = bytes.get_or_insert_with(|| vec![0; CHUNK].into());
             bytes[start..start + part.len()].copy_from_slice(&from[part]);
         }
     }
@@ -101,13 +111,14 @@ impl Memory {
         while at < end {
             let (chunk, start) = (at / CHUNK as u64, (at % CHUNK as u64) as usize);
             let part = (end - at).min((CHUNK - start) as u64) as usize;
-            let mut map = self.shard(chunk).write().unwrap_or_else(PoisonError::into_inner);
+            at += part as u64;
+            let Some(chunk) = self.known(chunk) else { continue };
+            let mut bytes = chunk.write().unwrap_or_else(PoisonError::into_inner);
             if part == CHUNK {
-                map.remove(&chunk);
-            } else if let Some(bytes) = map.get_mut(&chunk) {
+                *bytes = None;
+            } else if let Some(bytes) = &mut *bytes {
                 bytes[start..start + part].fill(0);
             }
-            at += part as u64;
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use super::cache::Caches;
 use super::error::Problem;
 use super::raw::{
     Key, RawConfig, RawControl, RawCores, RawDevice, RawDriver, RawMount, RawOnFull, RawPool,
@@ -35,7 +36,7 @@ const CPUS_LIMIT: i64 = 8192;
 
 /// Checks everything; the problems are in the file's order.
 pub(super) fn check(raw: RawConfig, text: &str) -> Result<Config, Vec<Problem>> {
-    let mut checker = Checker { text, problems: Vec::new() };
+    let mut checker = Checker { text, problems: Vec::new(), caches: Caches::default() };
     let mount = checker.mount(raw.mount);
     let control = checker.control(raw.control);
     let devices = checker.devices(raw.device);
@@ -77,6 +78,7 @@ pub(super) struct Named<T> {
 pub(super) struct Checker<'a> {
     text: &'a str,
     problems: Vec<Problem>,
+    pub(super) caches: Caches,
 }
 
 impl Checker<'_> {
@@ -166,6 +168,7 @@ impl Checker<'_> {
             group: raw.group,
             mode,
             transport: raw.transport,
+            cache: self.caches.set_default(raw.cache),
         })
     }
 
@@ -471,11 +474,12 @@ impl Checker<'_> {
             let device_size = device.and_then(|device| device.driver.declared_size());
             let reserve = self.reserve(raw.reserve, size.get_ref().0);
             let waits_for_space = raw.on_full == Some(RawOnFull::Wait);
+            let cache = self.caches.set(&name, raw.cache);
             if self.volume_size(&size, pool, device_size.filter(|_| !thin))
                 && let Some(reserve) = reserve
             {
                 let size = size.get_ref().0;
-                volumes.push(Volume { name, size, thin, reserve, waits_for_space });
+                volumes.push(Volume { name, size, thin, reserve, waits_for_space, cache });
             }
         }
         volumes

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use toml::Spanned;
 
-use super::{LogFormat, LogLevel, REACTORS_LIMIT, Transport};
+use super::{Cache, LogFormat, LogLevel, REACTORS_LIMIT, Transport};
 use crate::units::ByteCount;
 
 /// A key that may be absent, with its place.
@@ -36,6 +36,7 @@ pub(super) struct RawMount {
     pub(super) group: Option<u32>,
     pub(super) mode: Key<u32>,
     pub(super) transport: Transport,
+    pub(super) cache: Cache,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -86,6 +87,7 @@ pub(super) struct RawVolume {
     pub(super) thin: Option<bool>,
     pub(super) reserve: Key<Size>,
     pub(super) on_full: Option<RawOnFull>,
+    pub(super) cache: Option<Cache>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]

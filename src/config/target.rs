@@ -8,7 +8,7 @@ use toml::Spanned;
 
 use super::check::{Checker, Named, no_such};
 use super::raw::{Key, RawNamespace, RawSubsystem, RawTarget};
-use super::{DEFAULT_STATE_DIR, Pool, VolumeName};
+use super::{Cache, DEFAULT_STATE_DIR, Pool, VolumeName};
 use crate::spec::name::{
     DEFAULT_MODEL, DEFAULT_SERIAL, NameError, check_model, check_nqn, check_serial,
     check_subsystem_nqn,
@@ -188,6 +188,12 @@ impl Checker<'_> {
         };
         if !pools.lines.contains_key(name.pool()) {
             self.refuse(key.span(), KEY, no_such("pool", &pools.lines));
+            return None;
+        }
+        if self.caches.of(&name) == Cache::Writeback {
+            let rule = "the mount keeps what is written to it in the page cache, where no host \
+                        sees it; give the volume cache = \"direct\"";
+            self.refuse(key.span(), KEY, rule);
             return None;
         }
         self.unique(key, KEY, exported).then_some(name)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::devices::Devices;
-use super::files::Files;
+use super::files::{self, Files};
 use super::hosts;
 use super::pools::Pools;
 use super::reactors::ReactorThread;
@@ -67,6 +67,7 @@ impl Doors {
             path: config.mount.path.clone(),
             transport: self.files.transport().clone(),
             notifier: self.files.notifier()?,
+            write_back: files::writes_back(config),
             host_nqn: hosts::nqn(config, local),
         };
         let target = self.target.clone();

@@ -55,6 +55,12 @@ pub(super) fn queue_memory(config: &Config) -> ByteCount {
     }
 }
 
+/// Whether a volume may be opened for write-back.
+pub(super) fn writes_back(config: &Config) -> bool {
+    let volumes = config.volumes.iter().map(|volume| volume.cache);
+    volumes.chain([config.mount.cache]).any(|cache| cache == config::Cache::Writeback)
+}
+
 impl Files {
     /// Mounts, and serves the mount on every reactor.
     pub(super) fn open(config: &Config, sites: &[ReactorThread<Site>]) -> anyhow::Result<Self> {
@@ -66,6 +72,7 @@ impl Files {
                 config::Transport::IoUring => Transport::IoUring,
                 config::Transport::DevFuse => Transport::DevFuse,
             },
+            write_back: writes_back(config),
         };
         let mount = Mount::new(&options)?;
         let note = mount.io_uring().err().map(str::to_owned);

@@ -5,10 +5,10 @@ use std::path::Path;
 use anyhow::Context;
 use uuid::Uuid;
 
-use crate::config::{Config, Ptpl};
+use crate::config::{Cache, Config, Ptpl};
 use crate::reservation::StateFile;
 use crate::spec::reservation::HostId;
-use crate::volume::{Directory, Hosts, Keeping};
+use crate::volume::{Caching, Directory, Hosts, Keeping};
 
 /// Where Linux keeps a machine's identity.
 const MACHINE_ID: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
@@ -31,7 +31,17 @@ pub(super) fn directory(config: &Config) -> anyhow::Result<Directory> {
     };
     let local = reservations.host_id.unwrap_or_else(host_of_machine);
     tracing::debug!(%local, ?keeping, "the mount is a host");
-    Ok(Directory::new(Hosts::new(local, keeping)))
+    let directory = Directory::new(Hosts::new(local, keeping));
+    directory.set_caching(caching(config.mount.cache));
+    Ok(directory)
+}
+
+/// The configuration's word for how the mount uses a volume.
+pub(super) fn caching(cache: Cache) -> Caching {
+    match cache {
+        Cache::Direct => Caching::Direct,
+        Cache::Writeback => Caching::WriteBack,
+    }
 }
 
 /// The name of the local mount as a host.

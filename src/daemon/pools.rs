@@ -127,6 +127,7 @@ impl Pools {
         self.attach_parents(true);
         for volume in &config.volumes {
             create_if_missing(volume, &self.sites[0])?;
+            set_caching(volume, &self.sites[0])?;
         }
         Ok(())
     }
@@ -427,6 +428,19 @@ fn attach(
         site.catalog.attach(&pool, store, channel).await?;
         Ok(())
     })?
+}
+
+/// How the mount is to use a declared volume.
+fn set_caching(volume: &config::Volume, site: &Remote<Site>) -> anyhow::Result<()> {
+    let (name, caching) = (volume.name.clone(), super::hosts::caching(volume.cache));
+    run_on(site, move |site| async move {
+        let directory = site.catalog.directory();
+        let pool = directory.find_pool(name.pool());
+        let entry = pool.and_then(|pool| directory.find_volume(pool.key(), name.volume()));
+        if let Some(Err(error)) = entry.map(|entry| entry.set_caching(caching)) {
+            tracing::warn!(volume = %name, %error, "not cached by the mount, but used direct");
+        }
+    })
 }
 
 fn create_if_missing(volume: &config::Volume, site: &Remote<Site>) -> anyhow::Result<()> {

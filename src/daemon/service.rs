@@ -64,6 +64,8 @@ pub(super) struct Mounted {
     pub(super) transport: TransportInUse,
     /// Tells the kernel what was changed by other doors.
     pub(super) notifier: Notifier,
+    /// Whether the kernel keeps the sizes of files that are open.
+    pub(super) write_back: bool,
     /// Its name as a host.
     pub(super) host_nqn: String,
 }

@@ -110,6 +110,8 @@ structures! {
     struct CopyFileRangeIn: 56 {
         fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64
     }
+    /// INTERRUPT.
+    struct InterruptIn: 8 { unique: u64 }
     /// LSEEK.
     struct LseekIn: 24 { fh: u64, offset: u64, whence: u32, padding: u32 }
 }
@@ -139,6 +141,8 @@ pub mod fattr {
 pub mod fopen {
     /// No page cache: every read and write of the file arrives here.
     pub const DIRECT_IO: u32 = 1 << 0;
+    /// What the page cache holds of the file from earlier openings is still right.
+    pub const KEEP_CACHE: u32 = 1 << 1;
     /// Writes to one file may arrive at the same time.
     pub const PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 }

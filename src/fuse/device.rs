@@ -27,18 +27,17 @@ use super::abi::{InHeader, WriteIn, opcode};
 use super::errno::Errno;
 use super::reply::Reply;
 use super::request::Request;
+use super::transfer;
 use crate::hw;
 use crate::hw::dma::{DmaArena, DmaBuffer};
 use crate::reactor::{Reactor, Readiness};
 
-/// Largest WRITE and READ, agreed at the handshake.
-pub const TRANSFER_LIMIT: usize = 1 << 20;
 /// Most requests that one reactor has under way.
 pub const REQUESTS_LIMIT: usize = 128;
 /// The headers of a request: those of a WRITE exactly, of others with part of what follows.
 const HEADERS: usize = size_of::<InHeader>() + size_of::<WriteIn>();
 /// Data up to this size is copied to a buffer of its own size: cheaper than to give a buffer of
-/// [`TRANSFER_LIMIT`] away for it.
+/// the largest size away for it.
 const COPY_LIMIT: usize = 16 << 10;
 /// Requests read in a row before the tasks get their turn.
 const BATCH: usize = 16;
@@ -225,7 +224,7 @@ where
     async fn receive_buffer(&self) -> DmaBuffer {
         loop {
             if self.arena.free().get() > self.arena.size().get() / 4
-                && let Some(buffer) = self.arena.allocate(TRANSFER_LIMIT)
+                && let Some(buffer) = self.arena.allocate(transfer::size())
             {
                 return buffer;
             }

@@ -26,7 +26,7 @@ macro_rules! numbers {
 }
 
 numbers! {
-    EBADE EBUSY EEXIST EFBIG EINVAL EIO EISDIR ENAMETOOLONG ENODATA ENOENT ENOMEM ENOSPC ENOSYS
+    EBADE EBUSY EEXIST EFBIG EINTR EINVAL EIO EISDIR ENAMETOOLONG ENODATA ENOENT ENOMEM ENOSPC ENOSYS
     ENOTDIR ENOTEMPTY ENOTTY ENXIO EOPNOTSUPP EPERM ERANGE EROFS ESTALE EXDEV
 }
 
@@ -58,7 +58,10 @@ impl From<volume::Error> for Errno {
             volume::Error::ReservedName => Self::EPERM,
             volume::Error::OtherPool => Self::EXDEV,
             volume::Error::PoolExists { .. } => Self::EEXIST,
-            volume::Error::Held { .. } | volume::Error::PoolInUse { .. } => Self::EBUSY,
+            volume::Error::Held { .. }
+            | volume::Error::PoolInUse { .. }
+            | volume::Error::Cached
+            | volume::Error::Reserved => Self::EBUSY,
             volume::Error::NoMemory { .. } => Self::ENOMEM,
             volume::Error::NotAttached => Self::EIO,
             volume::Error::Store(error) => error.into(),
@@ -73,6 +76,7 @@ impl From<lvol::Error> for Errno {
             lvol::Error::Exists { .. } => Self::EEXIST,
             lvol::Error::NoAttribute => Self::ENODATA,
             lvol::Error::NoSpace { .. } => Self::ENOSPC,
+            lvol::Error::WaitInterrupted => Self::EINTR,
             lvol::Error::ReadOnly { .. } => Self::EROFS,
             lvol::Error::HasClones { .. } | lvol::Error::Busy { .. } => Self::EBUSY,
             lvol::Error::Unsuitable(_) => Self::EINVAL,

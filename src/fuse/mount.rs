@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use fuser::{InitFlags, KernelConfig, MountOption, SessionACL};
 
-use super::device::{Connection, TRANSFER_LIMIT};
+use super::device::Connection;
+use super::transfer;
 use crate::hw;
 
 /// The source of our mounts in `/proc/self/mountinfo`, and their subtype: `fuse.lvolfs`.
@@ -40,6 +41,9 @@ pub struct MountOptions {
     pub access: Access,
     /// How requests are to come.
     pub transport: Transport,
+    /// Whether files may be opened for write-back. The kernel then keeps the sizes of all files
+    /// that are open, and learns of no others.
+    pub write_back: bool,
 }
 
 /// How requests come from the kernel.
@@ -159,7 +163,8 @@ impl Mount {
         };
         let agreed = Arc::new(AtomicBool::new(false));
         let wanted = options.transport != Transport::DevFuse;
-        let handshake = Handshake { wanted, agreed: Arc::clone(&agreed) };
+        let handshake =
+            Handshake { wanted, write_back: options.write_back, agreed: Arc::clone(&agreed) };
         let session = fuser::Session::new(handshake, &path, &config).map_err(|error| {
             MountError::System { action: "mount on", path: path.clone(), error }
         })?;
@@ -260,27 +265,29 @@ fn why_no_io_uring() -> String {
 struct Handshake {
     /// Whether to ask for io_uring.
     wanted: bool,
+    /// Whether to ask for the write-back cache.
+    write_back: bool,
     /// Whether it was offered and accepted.
     agreed: Arc<AtomicBool>,
 }
 
 impl fuser::Filesystem for Handshake {
     fn init(&mut self, _request: &fuser::Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Not asked for: ATOMIC_O_TRUNC (see `operations`) and the write-back cache, which would
-        // acknowledge what no device has seen.
+        // Not asked for: ATOMIC_O_TRUNC, see `operations`.
         let wanted = InitFlags::FUSE_ASYNC_READ
             | InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP
+            | if self.write_back { InitFlags::FUSE_WRITEBACK_CACHE } else { InitFlags::empty() }
             | if self.wanted { InitFlags::FUSE_OVER_IO_URING } else { InitFlags::empty() };
         let offered = wanted & config.capabilities();
         let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
         config
             .add_capabilities(offered)
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        let transfer = u32::try_from(TRANSFER_LIMIT).unwrap_or(u32::MAX);
+        let transfer = u32::try_from(transfer::size()).unwrap_or(u32::MAX);
         config.set_max_write(transfer).map_err(invalid)?;
         config
             .set_max_background(BACKGROUND_LIMIT)

@@ -41,6 +41,13 @@ impl Notifier {
         self.send(INVAL_INODE, body.as_bytes());
     }
 
+    /// What a volume reads as has changed.
+    pub fn content(&self, key: Key) {
+        // All of it: no length is to the end.
+        let body = NotifyInvalInodeOut { ino: NodeId::from(key).0, off: 0, len: 0 };
+        self.send(INVAL_INODE, body.as_bytes());
+    }
+
     /// What had the name `name` in the pool has it no longer.
     pub fn name(&self, pool: Key, name: &str) {
         self.entry(pool.into(), name);

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::errno::Errno;
+use super::interrupts::Interrupts;
 use super::request::{Caller, FileHandle, NodeId};
 use crate::volume::{Entry, Opening};
 
@@ -50,6 +51,7 @@ impl FileHandle {
 /// The openings of one mount, shared by all reactors.
 #[derive(Default)]
 pub struct Openings {
+    interrupts: Interrupts,
     table: Mutex<Table>,
     /// How many openings are fresh: while there are none, reads and writes need not look.
     fresh: AtomicUsize,
@@ -89,6 +91,12 @@ impl Mode {
 }
 
 impl Openings {
+    /// The requests on them whose callers got a signal.
+    #[must_use]
+    pub fn interrupts(&self) -> &Interrupts {
+        &self.interrupts
+    }
+
     /// Opens a volume for `caller` at the time `now`.
     ///
     /// # Errors
@@ -117,10 +125,11 @@ impl Openings {
         Ok(handle)
     }
 
-    /// Notes that an opened file is used.
+    /// Notes that an opened file is used at the time `now`, which is asked only if it matters.
     #[inline]
-    pub fn used(&self, handle: FileHandle, now: Duration) {
+    pub fn used(&self, handle: FileHandle, now: impl FnOnce() -> Duration) {
         if self.fresh.load(Ordering::Relaxed) > 0 {
+            let now = now();
             self.retain_fresh(&mut self.table(), |fresh| {
                 fresh.handle != handle && now < fresh.opened + FRESH_FOR
             });

@@ -9,24 +9,21 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::abi::{CreateOut, LseekOut, OpenOut, StatfsOut, WriteOut, fopen};
-use super::device::TRANSFER_LIMIT;
+use super::abi::{CreateOut, LseekOut, OpenOut, WriteOut, fopen};
 use super::errno::Errno;
+use super::interrupts::Watch;
 use super::openings::{Growth, Mode, Openings};
 use super::reply::Reply;
 use super::request::{Caller, Changes, FileHandle, Name, NodeId, Operation, Request, SetTime};
+use super::transfer::TRANSFER_LIMIT;
 use super::tree::{self, Listing, Node, Position, attr_out, entry_out, resolve};
-use super::{copy, xattr};
+use super::{copy, statfs, xattr};
 use crate::block::Durability;
 use crate::hw::dma::DmaBuffer;
 use crate::units::{ByteCount, ByteOffset};
 use crate::volume::attributes::wall_clock;
-use crate::volume::{Attributes, Catalog, Entry, Key, NewVolume, Pool, Replace, Volume};
+use crate::volume::{Attributes, Caching, Catalog, Entry, Key, NewVolume, Pool, Replace, Volume};
 
-/// Longest name of a volume: SPDK's limit.
-const VOLUME_NAME_LIMIT: u32 = 63;
-/// Unit of the counts in STATFS.
-const STATFS_BLOCK: u32 = 4096;
 /// Entries of a directory that are read at a time.
 const LISTING_STEP: usize = 128;
 
@@ -88,7 +85,18 @@ impl Operations {
         }
         self.counters.set(counters);
         let Request { unique, node, caller, operation } = request;
-        let answer = self.dispatch(node, caller, operation, data).await;
+        // Small futures for what comes all the time: those of the others would be moved with them.
+        let answer = match operation {
+            Operation::Read { handle, offset, size } => {
+                self.read(node, handle, offset, size, data).await
+            }
+            Operation::Write { handle, offset, size, flags } => {
+                let data = data.filter(|data| data.len() == size as usize);
+                self.write((unique, node), handle, offset, data, durability(flags)).await
+            }
+            Operation::FSync { .. } => self.fsync(node).await,
+            other => Box::pin(self.dispatch((unique, node), caller, other)).await,
+        };
         answer.unwrap_or_else(|errno| {
             let mut counters = self.counters.get();
             counters.errors += 1;
@@ -100,22 +108,18 @@ impl Operations {
 
     async fn dispatch(
         &self,
-        node: NodeId,
+        (unique, node): (u64, NodeId),
         caller: Caller,
         operation: Operation,
-        data: Option<DmaBuffer>,
     ) -> Answer {
         match operation {
-            Operation::Read { handle, offset, size } => {
-                self.read(node, handle, offset, size, data).await
+            // Done by `handle`.
+            Operation::Read { .. } | Operation::Write { .. } | Operation::FSync { .. } => {
+                Err(Errno::ENOSYS)
             }
-            Operation::Write { handle, offset, size, flags } => {
-                let data = data.filter(|data| data.len() == size as usize).ok_or(Errno::EINVAL)?;
-                self.write(node, handle, offset, data, durability(flags)).await
-            }
-            Operation::FSync { .. } => self.fsync(node).await,
             Operation::FAllocate { offset, length, mode } => {
-                self.fallocate(node, offset, length, mode).await
+                let (volume, _watch) = self.volume_to_write(node, unique).await?;
+                self.fallocate(&volume, offset, length, mode).await
             }
             Operation::CopyFileRange(range) => copy::whole(&self.catalog, node, range).await,
             Operation::LSeek { offset, whence } => self.lseek(node, offset, whence).await,
@@ -137,7 +141,7 @@ impl Operations {
             Operation::ReadDir { offset, size, plus } => {
                 self.readdir(node, offset, size, plus).await
             }
-            Operation::StatFs => self.statfs(node).await,
+            Operation::StatFs => statfs::of(&self.catalog, &self.node(node)?).await,
             Operation::GetXattr { .. }
             | Operation::SetXattr { .. }
             | Operation::ListXattr { .. }
@@ -152,8 +156,10 @@ impl Operations {
             Operation::Forget => Ok(Reply::None),
             // Closing a file makes nothing durable. The kernel does not ask again.
             Operation::Flush => Err(Errno::ENOSYS),
-            // What is under way is completed. The kernel does not ask again.
-            Operation::Interrupt => Err(Errno::ENOSYS),
+            Operation::Interrupt { unique } => {
+                self.openings.interrupts().interrupt(unique);
+                Ok(Reply::None)
+            }
             Operation::Refused(errno) => Err(errno),
         }
     }
@@ -166,7 +172,7 @@ impl Operations {
         size: u32,
         landing: Option<DmaBuffer>,
     ) -> Answer {
-        self.openings.used(handle, self.now());
+        self.openings.used(handle, || self.now());
         let length = size as usize;
         if length > TRANSFER_LIMIT {
             return Err(Errno::EINVAL);
@@ -180,14 +186,15 @@ impl Operations {
 
     async fn write(
         &self,
-        node: NodeId,
+        (unique, node): (u64, NodeId),
         handle: FileHandle,
         offset: u64,
-        data: DmaBuffer,
+        data: Option<DmaBuffer>,
         durability: Durability,
     ) -> Answer {
-        self.openings.used(handle, self.now());
-        let volume = self.volume(node).await?;
+        self.openings.used(handle, || self.now());
+        let data = data.ok_or(Errno::EINVAL)?;
+        let (volume, _watch) = self.volume_to_write(node, unique).await?;
         let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
         if handle.grows() && end > volume.size().get() {
             self.catalog.grow_to(volume.entry(), ByteCount(end)).await?;
@@ -202,11 +209,10 @@ impl Operations {
         Ok(Reply::empty())
     }
 
-    async fn fallocate(&self, node: NodeId, offset: u64, length: u64, mode: u32) -> Answer {
+    async fn fallocate(&self, volume: &Volume, offset: u64, length: u64, mode: u32) -> Answer {
         const KEEP_SIZE: u32 = libc::FALLOC_FL_KEEP_SIZE.cast_unsigned();
         const PUNCH_HOLE: u32 = libc::FALLOC_FL_PUNCH_HOLE.cast_unsigned();
         const ZERO_RANGE: u32 = libc::FALLOC_FL_ZERO_RANGE.cast_unsigned();
-        let volume = self.volume(node).await?;
         let end = offset.checked_add(length).ok_or(Errno::EFBIG)?;
         if mode & KEEP_SIZE == 0 && end > volume.size().get() {
             self.catalog.grow_to(volume.entry(), ByteCount(end)).await?;
@@ -227,7 +233,11 @@ impl Operations {
             return Err(Errno::ENXIO);
         }
         let offset = ByteOffset(offset);
+        // The kernel may hold data for any hole.
+        let cached = volume.entry().caching() == Caching::WriteBack;
         let found = match i32::try_from(whence) {
+            Ok(libc::SEEK_DATA) if cached => offset,
+            Ok(libc::SEEK_HOLE) if cached => ByteOffset(volume.size().get()),
             Ok(libc::SEEK_DATA) => volume.next_data(offset).ok_or(Errno::ENXIO)?,
             // The end of a file counts as a hole.
             Ok(libc::SEEK_HOLE) => {
@@ -260,8 +270,22 @@ impl Operations {
                 self.set_size(&volume, size).await?;
             }
         }
-        let Changes { mode, uid, gid, atime, mtime, .. } = changes;
-        if mode.is_some() || uid.is_some() || gid.is_some() || atime.is_some() || mtime.is_some() {
+        let Changes { mode, uid, gid, atime, mtime, ctime, .. } = changes;
+        if let (Caching::WriteBack, Some(SetTime::At(mtime)), Some(SetTime::At(ctime))) =
+            (entry.caching(), mtime, ctime)
+            && mode.is_none()
+            && uid.is_none()
+            && gid.is_none()
+            && atime.is_none()
+        {
+            // The kernel tells so with each flush when it was written last: no reason to commit.
+            entry.note_times(mtime, ctime);
+        } else if mode.is_some()
+            || uid.is_some()
+            || gid.is_some()
+            || atime.is_some()
+            || mtime.is_some()
+        {
             let now = wall_clock();
             let time = move |time| match time {
                 SetTime::Now => now,
@@ -284,6 +308,18 @@ impl Operations {
     /// cluster still holds it.
     async fn set_size(&self, volume: &Volume, size: u64) -> Result<(), Errno> {
         let before = volume.size().get();
+        let cluster = volume.entry().pool().cluster_size().get();
+        let same = size < before && size.next_multiple_of(cluster) == before;
+        if same && volume.entry().caching() == Caching::WriteBack {
+            // The kernel cuts its pages only where the size changes, and would show what was cut.
+            tracing::warn!(
+                volume = volume.entry().name(),
+                size,
+                cluster,
+                "not cut: not whole clusters"
+            );
+            return Err(Errno::EINVAL);
+        }
         self.catalog.resize(volume.entry(), ByteCount(size)).await?;
         let after = volume.size().get();
         if size < before && size < after {
@@ -320,7 +356,12 @@ impl Operations {
         let empty = volume.size() == ByteCount(0);
         let growth = if mode == Mode::Write && empty { Growth::ByWriting } else { Growth::Fixed };
         let handle = self.openings.open(volume.entry(), mode, growth, caller, self.now())?;
-        let open_flags = fopen::DIRECT_IO | fopen::PARALLEL_DIRECT_WRITES;
+        // One that grows by writing is not cached: the kernel would find out too late that it can
+        // grow no more.
+        let open_flags = match (volume.entry().caching(), growth) {
+            (Caching::WriteBack, Growth::Fixed) => fopen::KEEP_CACHE,
+            _ => fopen::DIRECT_IO | fopen::PARALLEL_DIRECT_WRITES,
+        };
         Ok(OpenOut { fh: handle.0, open_flags, backing_id: 0 })
     }
 
@@ -402,7 +443,11 @@ impl Operations {
         let Node::Pool(pool) = resolve(self.catalog.directory(), parent)? else {
             return Err(Errno::EPERM);
         };
-        self.catalog.delete(&self.find(&pool, name)?).await?;
+        let entry = self.find(&pool, name)?;
+        self.catalog.delete(&entry).await.inspect_err(|error| {
+            // The caller gets a number; the reason is only here.
+            tracing::warn!(pool = %pool.name(), volume = name.to_string(), %error, "not removed");
+        })?;
         Ok(Reply::empty())
     }
 
@@ -512,32 +557,6 @@ impl Operations {
         }
     }
 
-    async fn statfs(&self, id: NodeId) -> Answer {
-        let pools = match self.node(id)? {
-            Node::Root => self.catalog.directory().pools(),
-            Node::Pool(pool) => vec![pool],
-            Node::Volume(entry) => vec![Arc::clone(entry.pool())],
-        };
-        let mut sum = StatfsOut {
-            bsize: STATFS_BLOCK,
-            frsize: STATFS_BLOCK,
-            namelen: VOLUME_NAME_LIMIT,
-            ..Default::default()
-        };
-        for pool in pools {
-            let info = self.catalog.pool_info(&pool).await?;
-            let blocks = info.cluster_size.get() / u64::from(STATFS_BLOCK);
-            sum.blocks += u64::from(info.data_clusters.get()) * blocks;
-            sum.bfree += u64::from(info.free_clusters.get()) * blocks;
-            sum.files += self.catalog.directory().volumes(pool.key()).len() as u64;
-            // A volume takes at least one metadata page.
-            sum.ffree += u64::from(info.free_metadata_pages);
-        }
-        sum.bavail = sum.bfree;
-        sum.files += sum.ffree;
-        Ok(Reply::structure(&sum))
-    }
-
     fn node(&self, id: NodeId) -> Result<Node, Errno> {
         resolve(self.catalog.directory(), id)
     }
@@ -554,6 +573,20 @@ impl Operations {
             Node::Volume(entry) => self.volume_of(&entry).await,
             Node::Root | Node::Pool(_) => Err(Errno::EISDIR),
         }
+    }
+
+    /// A volume for an operation that may wait for space, until the caller gets a signal.
+    async fn volume_to_write(
+        &self,
+        id: NodeId,
+        unique: u64,
+    ) -> Result<(Rc<Volume>, Option<Watch<'_>>), Errno> {
+        let volume = self.volume(id).await?;
+        if !volume.waits_for_space() {
+            return Ok((volume, None));
+        }
+        let watch = self.openings.interrupts().watch(unique);
+        Ok((Rc::new(volume.interruptible(watch.interruption())), Some(watch)))
     }
 
     async fn volume_of(&self, entry: &Entry) -> Result<Rc<Volume>, Errno> {

@@ -207,7 +207,9 @@ pub enum Operation {
         whence: u32,
     },
     Access,
-    Interrupt,
+    Interrupt {
+        unique: u64,
+    },
     Destroy,
     /// Known, and refused with this error.
     Refused(Errno),
@@ -352,7 +354,9 @@ fn operation(code: u32, arguments: &mut Arguments<'_>) -> Result<Operation, Errn
         opcode::RELEASEDIR => Operation::ReleaseDir,
         opcode::FSYNCDIR => Operation::FSyncDir,
         opcode::FORGET | opcode::BATCH_FORGET => Operation::Forget,
-        opcode::INTERRUPT => Operation::Interrupt,
+        opcode::INTERRUPT => {
+            Operation::Interrupt { unique: arguments.structure::<abi::InterruptIn>()?.unique }
+        }
         opcode::DESTROY => Operation::Destroy,
         _ => return named(code, arguments),
     })

@@ -139,6 +139,7 @@ async fn describe(catalog: &Catalog, entry: &Arc<Entry>) -> Result<Description, 
         ("allocated", volume.allocated().to_string()),
         ("cluster_size", pool.cluster_size().to_string()),
         ("block_size", volume.block_size().to_string()),
+        ("cache", entry.caching().name().to_owned()),
         ("reservation", reservation(catalog, entry)),
     ]))
 }

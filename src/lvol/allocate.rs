@@ -22,6 +22,7 @@ use crate::units::{BlockCount, ClusterIndex, Lba, VolumeCluster};
 
 use super::error::{Error, IoFailure, Resource, VolumeTransfer};
 use super::external::Shown;
+use super::interruption::Interruption;
 use super::metadata_io::Stretch;
 use super::space::Patience;
 use super::store::Store;
@@ -80,8 +81,9 @@ impl<D: BlockDevice> Store<D> {
         cluster: VolumeCluster,
         block: BlockCount,
         buffer: DmaBuffer,
+        patience: Patience,
     ) -> VolumeTransfer {
-        match self.begin_with_space(&map, cluster).await {
+        match self.begin_with_space(&map, cluster, patience).await {
             Err(error) => Err(IoFailure::new(error, buffer)),
             Ok(Ready::Placed(place)) => {
                 let flight = self.tracker.enter();
@@ -109,10 +111,12 @@ impl<D: BlockDevice> Store<D> {
         &self,
         map: Arc<VolumeMap>,
         clusters: std::ops::Range<u32>,
+        interruption: Option<Interruption>,
     ) -> Result<(), Error> {
         let mut at = VolumeCluster(clusters.start);
         while let Some(cluster) = map.find(at, clusters.end, false) {
-            self.place_copy(&map, cluster).await?;
+            let patience = Patience::from(interruption.clone());
+            self.place_whole(&map, cluster, patience, |shown| shown).await?;
             at = VolumeCluster(cluster.0 + 1);
         }
         Ok(())
@@ -176,7 +180,7 @@ impl<D: BlockDevice> Store<D> {
             Background::Done => Background::Done,
             _ => Background::Zeros,
         };
-        self.place_whole(map, cluster, zeros).await
+        self.place_whole(map, cluster, Patience::default(), zeros).await
     }
 
     /// Gives a cluster a place of its own that reads as before, if it has none.
@@ -185,19 +189,18 @@ impl<D: BlockDevice> Store<D> {
         map: &Arc<VolumeMap>,
         cluster: VolumeCluster,
     ) -> Result<(), Error> {
-        self.place_whole(map, cluster, |shown| shown).await
+        self.place_whole(map, cluster, Patience::default(), |shown| shown).await
     }
 
     async fn place_whole(
         &self,
         map: &Arc<VolumeMap>,
         cluster: VolumeCluster,
+        patience: Patience,
         content: impl FnOnce(Background) -> Background,
     ) -> Result<(), Error> {
-        let Ready::Place(allocation, shown, place) = self.begin_with_space(map, cluster).await?
-        else {
-            return Ok(());
-        };
+        let ready = self.begin_with_space(map, cluster, patience).await?;
+        let Ready::Place(allocation, shown, place) = ready else { return Ok(()) };
         let flight = self.tracker.enter();
         let written = self.fill(place, content(shown), None).await;
         let installed = self.install(map, cluster, place, written);
@@ -212,8 +215,8 @@ impl<D: BlockDevice> Store<D> {
         &self,
         map: &Arc<VolumeMap>,
         cluster: VolumeCluster,
+        mut patience: Patience,
     ) -> Result<Ready<'_, D>, Error> {
-        let mut patience = Patience::default();
         loop {
             let (allocation, background) = match self.begin(map, cluster).await? {
                 Begun::Placed(place) => return Ok(Ready::Placed(place)),
@@ -229,7 +232,7 @@ impl<D: BlockDevice> Store<D> {
                 Err(full) => full,
             };
             drop(allocation);
-            if !self.wait_for_space(map, &mut patience).await {
+            if !self.wait_for_space(map, &mut patience).await? {
                 return Err(full);
             }
         }

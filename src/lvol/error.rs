@@ -25,6 +25,9 @@ pub enum Error {
     /// No such extended attribute.
     #[error("the volume has no such attribute")]
     NoAttribute,
+    /// A write that waited for space was told not to.
+    #[error("the wait for space was interrupted")]
+    WaitInterrupted,
     /// No free cluster, or no free metadata page.
     #[error("the pool is full: no free {what}")]
     NoSpace {

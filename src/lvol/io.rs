@@ -27,6 +27,7 @@ use crate::units::{
 
 use super::error::{Error, IoFailure, VolumeTransfer};
 use super::external::{ExternalName, Externals};
+use super::interruption::Interruption;
 use super::store::Store;
 use super::tracker::Tracker;
 use super::volume_map::{Place, VolumeMap};
@@ -136,7 +137,7 @@ impl<D: BlockDevice> StoreIo<D> {
     /// As [`StoreIo::volume`], by the map that [`Store::map`] gave.
     #[must_use]
     pub fn volume_of(&self, map: Arc<VolumeMap>) -> VolumeIo<D> {
-        VolumeIo { shared: Rc::clone(&self.0), map }
+        VolumeIo { shared: Rc::clone(&self.0), map, interruption: None }
     }
 }
 
@@ -144,11 +145,14 @@ impl<D: BlockDevice> StoreIo<D> {
 pub struct VolumeIo<D: BlockDevice> {
     shared: Rc<Shared<D>>,
     map: Arc<VolumeMap>,
+    /// Ends waits for space.
+    interruption: Option<Interruption>,
 }
 
 impl<D: BlockDevice> Clone for VolumeIo<D> {
     fn clone(&self) -> Self {
-        Self { shared: Rc::clone(&self.shared), map: Arc::clone(&self.map) }
+        let (shared, map) = (Rc::clone(&self.shared), Arc::clone(&self.map));
+        Self { shared, map, interruption: self.interruption.clone() }
     }
 }
 
@@ -157,6 +161,13 @@ impl<D: BlockDevice> VolumeIo<D> {
     #[must_use]
     pub fn map(&self) -> &Arc<VolumeMap> {
         &self.map
+    }
+
+    /// The same, whose waits for space end with [`Error::WaitInterrupted`] when `interruption`
+    /// happens.
+    #[must_use]
+    pub fn interruptible(&self, interruption: &Interruption) -> Self {
+        Self { interruption: Some(interruption.clone()), ..self.clone() }
     }
 
     /// The size now.
@@ -196,7 +207,8 @@ impl<D: BlockDevice> VolumeIo<D> {
         }
         let (cluster, block) = match self.single(offset, buffer.len()) {
             Some(found) => found,
-            None => return self.read_pieces(offset, buffer).await,
+            // Boxed, as what is rare below: the futures of the usual way stay small.
+            None => return Box::pin(self.read_pieces(offset, buffer)).await,
         };
         let flight = shared.tracker.enter();
         let result = match self.map.get(cluster) {
@@ -245,9 +257,9 @@ impl<D: BlockDevice> VolumeIo<D> {
             }
             flight.finish();
         }
-        let buffer = self.write_pieces(offset, buffer).await?;
+        let buffer = Box::pin(self.write_pieces(offset, buffer)).await?;
         if durability == Durability::ForceUnitAccess
-            && let Err(error) = self.flush().await
+            && let Err(error) = Box::pin(self.flush()).await
         {
             return Err(IoFailure::new(error, buffer));
         }
@@ -333,7 +345,11 @@ impl<D: BlockDevice> VolumeIo<D> {
             return Ok(());
         }
         let map = Arc::clone(&self.map);
-        self.call(|store| async move { store.allocate_clusters(map, clusters).await }).await
+        let interruption = self.interruption.clone();
+        let allocate = |store: Rc<Store<D>>| async move {
+            store.allocate_clusters(map, clusters, interruption).await
+        };
+        self.call(allocate).await
     }
 
     /// The first byte at or after `offset` that is allocated, here or in a parent.
@@ -512,9 +528,9 @@ impl<D: BlockDevice> VolumeIo<D> {
         block: BlockCount,
         part: DmaBuffer,
     ) -> VolumeTransfer {
-        let map = Arc::clone(&self.map);
+        let (map, patience) = (Arc::clone(&self.map), self.interruption.clone());
         let write = move |store: Rc<Store<D>>| async move {
-            store.write_cluster(map, cluster, block, part).await
+            store.write_cluster(map, cluster, block, part, patience.into()).await
         };
         let written = self.shared.owner.call(&self.shared.reactor, write).await;
         written.unwrap_or(Err(IoFailure { error: Error::Gone, buffer: None }))

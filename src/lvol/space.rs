@@ -11,6 +11,7 @@
 //! Reserve and choice are kept in the volume's attributes, so SPDK keeps them, too.
 
 use std::cell::{Cell, RefCell};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use crate::units::{BlobId, ByteCount, ClusterCount, ClusterIndex};
 
 use super::error::{Error, Resource};
 use super::format::Xattrs;
+use super::interruption::Interruption;
 use super::store::{State, Store};
 use super::volume_map::VolumeMap;
 
@@ -79,9 +81,20 @@ pub(super) struct Space {
     ending: Cell<bool>,
 }
 
-/// Until when one write waits; set when it begins to.
+/// How long one write waits.
 #[derive(Default)]
-pub(super) struct Patience(Option<Instant>);
+pub(super) struct Patience {
+    /// Until then; set when it begins to.
+    end: Option<Instant>,
+    /// Or until this happens.
+    interruption: Option<Interruption>,
+}
+
+impl From<Option<Interruption>> for Patience {
+    fn from(interruption: Option<Interruption>) -> Self {
+        Self { end: None, interruption }
+    }
+}
 
 /// What a volume wants of the pool's space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -213,6 +226,7 @@ impl<D: BlockDevice> Store<D> {
         };
         if let Ok(volume) = self.state.borrow_mut().served_mut(id) {
             volume.wishes = Wishes::read(&volume.blob.xattrs);
+            volume.show_flags();
         }
         // A smaller promise may be what others wait for.
         self.note_space(true);
@@ -259,28 +273,39 @@ impl<D: BlockDevice> Store<D> {
     /// Waits until clusters came back; false if the volume's writes do not wait, this one has
     /// waited long enough, too many wait, or none may any more. Nothing may be held meanwhile that
     /// an operation which gives clusters back could wait for.
+    ///
+    /// # Errors
+    /// [`Error::WaitInterrupted`].
     pub(super) async fn wait_for_space(
         &self,
         map: &Arc<VolumeMap>,
         patience: &mut Patience,
-    ) -> bool {
+    ) -> Result<bool, Error> {
         if !self.waits(map) {
-            return false;
+            return Ok(false);
         }
-        let deadline = *patience.0.get_or_insert_with(|| self.reactor.now().after(WAIT_LIMIT));
+        let deadline = *patience.end.get_or_insert_with(|| self.reactor.now().after(WAIT_LIMIT));
         let woken = {
             let mut waiting = self.space.waiting.borrow_mut();
             waiting.retain(|waiting| !waiting.is_canceled());
             if self.space.ending.get() || waiting.len() >= WAITERS_LIMIT {
-                return false;
+                return Ok(false);
             }
             let (wake, woken) = oneshot::channel();
             waiting.push(wake);
             woken
         };
-        match select(woken, self.reactor.sleep_until(deadline)).await {
-            Either::Left(_) => !self.space.ending.get(),
-            Either::Right(_) => false,
+        let interrupted = async {
+            match &patience.interruption {
+                Some(interruption) => interruption.wait().await,
+                None => std::future::pending().await,
+            }
+        };
+        let in_time = select(woken, self.reactor.sleep_until(deadline));
+        match select(in_time, pin!(interrupted)).await {
+            Either::Left((Either::Left(_), _)) => Ok(!self.space.ending.get()),
+            Either::Left((Either::Right(_), _)) => Ok(false),
+            Either::Right(_) => Err(Error::WaitInterrupted),
         }
     }
 

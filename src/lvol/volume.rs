@@ -12,7 +12,7 @@ use crate::units::{BlobId, ByteCount, ClusterCount, ClusterIndex, VolumeCluster}
 use super::error::{Error, ReadOnlyReason};
 use super::format::{Blob, ClearMethod, Mapping, Run, Runs, TableSlot, VolumeName, lvolstore};
 use super::space::{OnFull, Wishes};
-use super::volume_map::{Place, READ_ONLY, THIN, VolumeMap};
+use super::volume_map::{Place, READ_ONLY, THIN, VolumeMap, WAITS};
 
 /// Everything about one blob that is served; the store's own blob is one, too.
 pub(super) struct Volume {
@@ -78,7 +78,11 @@ impl Volume {
     pub(super) fn show_flags(&self) {
         let read_only = self.read_only().is_some();
         let flags = self.blob.flags;
-        for (flag, set) in [(READ_ONLY, read_only), (THIN, flags.thin)] {
+        for (flag, set) in [
+            (READ_ONLY, read_only),
+            (THIN, flags.thin),
+            (WAITS, self.wishes.on_full == OnFull::Wait),
+        ] {
             if set {
                 self.map.set_flags(flag);
             } else {

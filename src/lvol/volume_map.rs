@@ -81,6 +81,8 @@ const EXTERNAL: u32 = 1 << 4;
 pub(super) const THIN: u32 = 1 << 5;
 /// Writers wait: the owner is changing whose the clusters are.
 pub(super) const FROZEN: u32 = 1 << 6;
+/// First writes may wait for space.
+pub(super) const WAITS: u32 = 1 << 7;
 
 /// What befell the pool, for the maps of all its volumes: the error of the first failed flush or
 /// metadata write.
@@ -195,6 +197,12 @@ impl VolumeMap {
     #[must_use]
     pub fn is_thin(&self) -> bool {
         self.flags() & THIN != 0
+    }
+
+    /// Whether writes to clusters without storage may wait for space.
+    #[must_use]
+    pub fn waits_for_space(&self) -> bool {
+        self.flags() & WAITS != 0
     }
 
     #[inline]

@@ -26,6 +26,8 @@ pub(super) fn of(error: Error) -> Status {
         | Error::Held { .. }
         | Error::PoolExists { .. }
         | Error::PoolInUse { .. }
+        | Error::Cached
+        | Error::Reserved
         | Error::NotAttached => StatusCode::INTERNAL_ERROR.into(),
         Error::Store(error) => of_store(error),
     }

@@ -250,26 +250,28 @@ impl Reactor {
                     return result;
                 }
             }
-            work += self.turn();
+            // Asked for once in a turn: with nothing else to do, a clock is most of what it costs.
+            let now = self.now();
+            work += self.turn(now);
             if work > 0 {
                 self.count(|statistics| statistics.turns += 1);
-                self.waiting.borrow_mut().worked(self.now());
+                self.waiting.borrow_mut().worked(now);
                 self.ring.submit_overdue();
             } else {
-                self.wait();
+                self.wait(now);
             }
         }
     }
 
     /// Everything but the tasks: devices, ring, mail, timers.
-    fn turn(self: &Rc<Self>) -> usize {
-        let mut work = self.poll_devices();
+    fn turn(self: &Rc<Self>, now: Instant) -> usize {
+        let mut work = self.poll_devices(now);
         work += self.ring.turn();
         let arrivals = self.ring.take_arrivals();
         if arrivals > 0
             && let Some(seat) = self.seat.borrow_mut().as_mut()
         {
-            seat.round(self.now(), arrivals);
+            seat.round(now, arrivals);
             self.waiting.borrow_mut().spin_between(seat.is_away());
         }
         for _ in 0..MAIL_PER_TURN {
@@ -279,17 +281,16 @@ impl Reactor {
             work += 1;
         }
         if self.timers.next_deadline().is_some() {
-            work += self.timers.fire(self.now());
+            work += self.timers.fire(now);
         }
         work
     }
 
-    fn poll_devices(&self) -> usize {
+    fn poll_devices(&self, now: Instant) -> usize {
         let pollers = Rc::clone(&self.pollers.borrow());
         if pollers.is_empty() {
             return 0;
         }
-        let now = self.now();
         pollers.iter().map(|(_, poller)| poller.poll(now)).sum()
     }
 
@@ -301,7 +302,7 @@ impl Reactor {
     }
 
     /// A turn found nothing: spins, sleeps, or moves a virtual clock on.
-    fn wait(&self) {
+    fn wait(&self, now: Instant) {
         let mut outstanding = false;
         let mut can_sleep = true;
         let mut deadline = self.timers.next_deadline();
@@ -327,19 +328,19 @@ impl Reactor {
                     None => panic!("deadlock: no task is ready and nothing can wake one"),
                 }
             }
-            return self.sleep_in_ring(None, &[]);
+            return self.sleep_in_ring(now, None, &[]);
         }
-        let decision = self.waiting.borrow_mut().idle(self.now(), outstanding);
+        let decision = self.waiting.borrow_mut().idle(now, outstanding);
         if decision == Decision::Spin || (outstanding && !can_sleep) {
             self.ring.submit();
             self.count(|statistics| statistics.spins += 1);
             std::hint::spin_loop();
             return;
         }
-        self.sleep_in_ring(deadline, &events);
+        self.sleep_in_ring(now, deadline, &events);
     }
 
-    fn sleep_in_ring(&self, deadline: Option<Instant>, events: &[Arc<EventFd>]) {
+    fn sleep_in_ring(&self, before: Instant, deadline: Option<Instant>, events: &[Arc<EventFd>]) {
         // Old signals are taken down first; an answer that came before is found by the poll.
         for event in events {
             event.consume();
@@ -348,7 +349,7 @@ impl Reactor {
             // It was signalled since it was armed: a turn has looked since.
             self.inbox.event().consume();
         }
-        if self.poll_devices() > 0 || !self.inbox.signal().prepare_sleep() {
+        if self.poll_devices(before) > 0 || !self.inbox.signal().prepare_sleep() {
             self.inbox.signal().woke();
             return;
         }
@@ -356,7 +357,6 @@ impl Reactor {
         for event in events {
             self.ring.arm(event);
         }
-        let before = self.now();
         self.ring.block(deadline.map(|deadline| deadline.since(before)));
         self.inbox.signal().woke();
         let slept = self.now().since(before).as_nanos();

@@ -12,6 +12,7 @@ use super::error::Error;
 use super::gate::Access;
 use super::handle::{Volume, VolumeCounters};
 use super::hosts::HostVolumes;
+use super::key::KeyMap;
 use super::owner::{NewVolume, PoolOwner, Replace};
 use super::pool::Pool;
 use super::reservations::Reset;
@@ -30,7 +31,7 @@ pub struct Catalog {
     directory: Directory,
     pools: RefCell<HashMap<Key, StoreIo<AnyChannel>>>,
     /// Those of the local host.
-    volumes: RefCell<HashMap<Key, Rc<Volume>>>,
+    volumes: RefCell<KeyMap<Rc<Volume>>>,
     /// Those of all hosts.
     hosts: Rc<HostVolumes>,
 }

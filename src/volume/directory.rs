@@ -11,49 +11,19 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::attributes::{Attributes, wall_clock};
+use super::attributes::Attributes;
+use super::caching::{Caching, SharedCaching};
 use super::error::Error;
 use super::events::{EventKind, EventLog};
 use super::exclusion::WriteLocks;
 use super::gate::Gate;
 use super::hosts::Hosts;
+pub use super::key::Key;
 use super::pool::Pool;
 use super::reservations::Keeper;
+use crate::hw::clock::coarse_wall_clock;
 use crate::reservation::Reservations;
 use crate::units::BlobId;
-
-/// The number of a pool or a volume in this process and, as long as no two are alike, in every
-/// other: it is made from the UUID. Fits 62 bits and is never small, so that front ends may give
-/// small numbers a meaning of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key(u64);
-
-impl Key {
-    /// Keys are at least this.
-    pub const MIN: u64 = 1 << 32;
-    const MASK: u64 = (1 << 62) - 1;
-
-    /// The key with this number, whether or not anything has it.
-    #[must_use]
-    pub const fn from_number(number: u64) -> Self {
-        Self(number)
-    }
-
-    /// The number.
-    #[must_use]
-    pub const fn number(self) -> u64 {
-        self.0
-    }
-
-    fn of(uuid: Uuid) -> Self {
-        let (high, low) = uuid.as_u64_pair();
-        Self(((high ^ low.rotate_left(32)) & Self::MASK) | Self::MIN)
-    }
-
-    fn next(self) -> Self {
-        Self((self.0.wrapping_add(1) & Self::MASK) | Self::MIN)
-    }
-}
 
 /// A volume, as all reactors share it.
 pub struct Entry {
@@ -65,6 +35,7 @@ pub struct Entry {
     /// Held by the one command on the reservations that is under way.
     keeper: async_lock::Mutex<Keeper>,
     locks: WriteLocks,
+    caching: SharedCaching,
     /// When it was written last, in nanoseconds since the epoch; 0 if not since it was opened.
     written: AtomicU64,
     state: Mutex<State>,
@@ -167,6 +138,10 @@ impl Entry {
         &self.locks
     }
 
+    pub(super) fn shared_caching(&self) -> &SharedCaching {
+        &self.caching
+    }
+
     /// Owner, mode and times.
     #[must_use]
     pub fn attributes(&self) -> Attributes {
@@ -193,7 +168,16 @@ impl Entry {
     /// Notes that data changed now.
     #[inline]
     pub(super) fn note_write(&self) {
-        self.written.store(nanoseconds(wall_clock()), Ordering::Relaxed);
+        self.written.store(nanoseconds(coarse_wall_clock()), Ordering::Relaxed);
+    }
+
+    /// Takes over when it was changed last from who knows better. Stored when the pool is closed
+    /// or attributes are changed.
+    pub fn note_times(&self, mtime: Duration, ctime: Duration) {
+        let mut state = self.state();
+        (state.attributes.mtime, state.attributes.ctime) = (mtime, ctime);
+        // Long ago, so that it changes nothing but what there is to store.
+        self.written.store(1, Ordering::Relaxed);
     }
 
     /// Opens it.
@@ -212,8 +196,10 @@ impl Entry {
     /// Keeps it from being deleted; `by` is told to whoever tries.
     ///
     /// # Errors
-    /// [`Error::Held`] if somebody else does, [`Error::Deleted`] if it has no name any more.
+    /// [`Error::Held`] if somebody else does, [`Error::Cached`] if the local mount caches it,
+    /// [`Error::Deleted`] if it has no name any more.
     pub fn hold(self: &Arc<Self>, by: &str) -> Result<Hold, Error> {
+        self.check_not_cached()?;
         let mut state = self.state();
         if state.life != Life::Named {
             return Err(Error::Deleted);
@@ -312,6 +298,8 @@ pub struct Directory {
     tree: Arc<RwLock<Tree>>,
     events: EventLog,
     hosts: Arc<Hosts>,
+    /// Of volumes that come from now on.
+    caching: Arc<SharedCaching>,
     watchers: Arc<RwLock<Vec<Watcher>>>,
 }
 
@@ -346,6 +334,7 @@ impl Directory {
             tree: Arc::default(),
             events: EventLog::default(),
             hosts: Arc::new(hosts),
+            caching: Arc::default(),
             watchers: Arc::default(),
         }
     }
@@ -354,6 +343,12 @@ impl Directory {
     #[must_use]
     pub fn hosts(&self) -> &Hosts {
         &self.hosts
+    }
+
+    /// Says how the local mount is to use volumes that come from now on, and nobody says otherwise
+    /// of.
+    pub fn set_caching(&self, caching: Caching) {
+        self.caching.set(caching);
     }
 
     /// All pools, in the order of their keys.
@@ -442,9 +437,13 @@ impl Directory {
             gate: Gate::new(new.reservations),
             keeper: async_lock::Mutex::new(new.keeper),
             locks: WriteLocks::default(),
+            caching: SharedCaching::default(),
             written: AtomicU64::new(0),
             state: Mutex::new(state),
         });
+        if let Err(error) = entry.set_caching(self.caching.get()) {
+            tracing::warn!(volume = new.name, %error, "not cached by the mount, but used direct");
+        }
         self.events.add(EventKind::VolumeCreated, &node.pool.name(), Some(&new.name), None);
         node.names.insert(new.name, key);
         node.volumes.insert(key, Arc::clone(&entry));

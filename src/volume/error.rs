@@ -58,6 +58,15 @@ pub enum Error {
         /// Who uses it.
         by: String,
     },
+    /// It is exported or reserved only if the local mount does not cache it.
+    #[error(
+        "the mount keeps data of the volume in the page cache (cache = \"writeback\"), which no \
+         other host sees; give it cache = \"direct\" in the configuration and start again"
+    )]
+    Cached,
+    /// The local mount caches it only if it is not reserved.
+    #[error("the volume has reservations, so other hosts use it")]
+    Reserved,
     /// No DMA memory is left for the operation.
     #[error("no DMA memory left for {bytes} bytes")]
     NoMemory {

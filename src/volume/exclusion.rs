@@ -39,7 +39,10 @@ impl WriteLocks {
     /// Waits until no partial-block write touches the range, and keeps such writes out.
     pub(super) async fn shared(&self, offset: u64, length: u64) -> Held<RwLockReadGuard<'_, ()>> {
         match slots(offset, length) {
-            Touched::One(slot) => Held::One(self.slots[slot].read().await),
+            Touched::One(slot) => Held::One(match self.slots[slot].try_read() {
+                Some(held) => held,
+                None => self.slots[slot].read().await,
+            }),
             Touched::Many(touched) => {
                 let mut held = Vec::with_capacity(touched.len());
                 for slot in touched {

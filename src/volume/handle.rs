@@ -13,7 +13,7 @@ use super::error::Error;
 use super::gate::Access;
 use crate::block::{AnyChannel, Durability};
 use crate::hw::dma::{DmaArena, DmaBuffer};
-use crate::lvol::{Tracker, VolumeIo};
+use crate::lvol::{Interruption, Tracker, VolumeIo};
 use crate::reactor::{Reactor, Share};
 use crate::reservation::Pass;
 use crate::spec::reservation::HostId;
@@ -115,6 +115,19 @@ impl Volume {
             pass: self.entry.gate().pass(host),
             in_flight,
         }
+    }
+
+    /// The same volume, whose operations stop waiting for space when `interruption` happens.
+    #[must_use]
+    pub fn interruptible(&self, interruption: &Interruption) -> Self {
+        let io = self.io.interruptible(interruption);
+        Self { io, ..self.of_host(self.host(), Rc::clone(&self.in_flight)) }
+    }
+
+    /// Whether writes to places without storage may wait for space.
+    #[must_use]
+    pub fn waits_for_space(&self) -> bool {
+        self.io.map().waits_for_space()
     }
 
     /// Whose operations these are.
@@ -286,7 +299,7 @@ impl Volume {
             let _held = self.entry.locks().shared(offset.get(), length as u64).await;
             drop(self.io.write(offset, data, durability).await?);
         } else {
-            self.write_partial(offset.get(), &data, durability).await?;
+            Box::pin(self.write_partial(offset.get(), &data, durability)).await?;
         }
         self.entry.note_write();
         Ok(length)

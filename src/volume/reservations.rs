@@ -133,6 +133,7 @@ impl PoolOwner {
         if entry.gate().is_closed() {
             return Err(Error::Deleted);
         }
+        entry.check_not_cached()?;
         if matches!(*keeper, Keeper::Nowhere) && asks_to_persist(command) {
             let reason = "nothing here keeps reservations through a power loss";
             return Err(refused(StatusCode::INVALID_FIELD, reason));

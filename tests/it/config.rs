@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use lvolfs::config::{
-    Config, ConfigError, Cores, Driver, Image, LogFormat, LogLevel, PciAddress, Wait,
+    Cache, Config, ConfigError, Cores, Driver, Image, LogFormat, LogLevel, PciAddress, Wait,
 };
 use lvolfs::units::{BlockSize, ByteCount, NamespaceId};
 
@@ -148,6 +148,7 @@ allow_other = true
 owner = 1000
 group = 100
 mode = 0o640
+cache = "writeback"
 [control]
 socket = "/run/lvolfs.sock"
 [[device]]
@@ -177,6 +178,7 @@ create = true
 name = "slow/one"
 size = "10MiB"
 thin = false
+cache = "direct"
 [reactor]
 cores = [2, 3]
 wait = "busy"
@@ -210,6 +212,7 @@ format = "json"
     assert_eq!(config.pools[1].commit_interval, Duration::from_secs(5));
     assert_eq!(config.pools[1].cluster_size, ByteCount(68 << 10));
     assert!(!config.volumes[0].thin);
+    assert_eq!((mount.cache, config.volumes[0].cache), (Cache::Writeback, Cache::Direct));
     assert_eq!(config.reactor.cores, Cores::Cpus(vec![2, 3]));
     assert_eq!((config.reactor.wait, config.reactor.huge_pages), (Wait::Busy, false));
     assert_eq!((config.log.level, config.log.format), (LogLevel::Trace, LogFormat::Json));
@@ -234,7 +237,7 @@ fn unknown_keys_are_refused_with_a_hint() {
         "path = \"mnt\"",
         "path = \"mnt\"\nxyzzy = 1",
         "c.toml:3: mount.xyzzy: unknown key \"xyzzy\", expected one of \"path\", \
-         \"allow_other\", \"owner\", \"group\", \"mode\", \"transport\"",
+         \"allow_other\", \"owner\", \"group\", \"mode\", \"transport\", \"cache\"",
     );
 }
 
@@ -644,6 +647,23 @@ fn a_target_is_taken() {
     assert!(b.listen.is_empty() && !b.allow_any_host && !b.ana);
     assert_eq!((b.namespaces[0].ana_group, &b.namespaces[0].hosts), (2, &Some(vec![])));
     assert!(parse(BASE).unwrap().target.is_none(), "no section, no target");
+}
+
+#[test]
+fn an_exported_volume_is_not_cached() {
+    let exported = format!("{BASE}{TARGET}");
+    parse(&exported).unwrap();
+    let why = "target.subsystem.namespaces.volume = \"pool0/a\": the mount keeps what is written";
+    let mount = exported.replacen("path = \"mnt\"", "path = \"mnt\"\ncache = \"writeback\"", 1);
+    let message = refusal(&mount);
+    assert!(message.contains(why) && message.contains("cache = \"direct\""), "{message}");
+    let own = |text: &str, cache| {
+        text.replacen("size = \"1MiB\"", &format!("size = \"1MiB\"\ncache = \"{cache}\""), 1)
+    };
+    parse(&own(&mount, "direct")).unwrap();
+    let message = refusal(&own(&exported, "writeback"));
+    assert!(message.contains(why), "{message}");
+    assert_eq!(parse(&exported).unwrap().mount.cache, Cache::Direct);
 }
 
 #[test]

@@ -52,7 +52,8 @@ impl MountPoint {
     }
 
     fn options(&self, transport: Transport) -> MountOptions {
-        MountOptions { path: self.0.path().into(), access: Access::Owner, transport }
+        let path = self.0.path().into();
+        MountOptions { path, access: Access::Owner, transport, write_back: false }
     }
 
     fn path(&self) -> &Path {
@@ -244,9 +245,9 @@ fn a_busy_mount_is_detached(transport: Transport) {
 fn a_mount_path_in_use_is_refused() {
     with_one_file(Transport::DevFuse, |path| {
         let path = path.parent().unwrap().to_owned();
-        let Err(error) =
-            Mount::new(&MountOptions { path, access: Access::Owner, transport: Transport::Auto })
-        else {
+        let (access, transport) = (Access::Owner, Transport::Auto);
+        let options = MountOptions { path, access, transport, write_back: false };
+        let Err(error) = Mount::new(&options) else {
             panic!("mounted twice");
         };
         let message = error.to_string();
@@ -264,6 +265,7 @@ fn the_mount_of_a_killed_daemon_is_cleared() {
             path: path.into(),
             access: Access::Owner,
             transport: Transport::DevFuse,
+            write_back: false,
         })
         .unwrap();
         say("mounted");

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use lvolfs::block::AnyDevice;
 use lvolfs::block::memory::MemoryDevice;
@@ -11,13 +12,14 @@ use lvolfs::fuse::errno::Errno;
 use lvolfs::fuse::openings::Openings;
 use lvolfs::fuse::operations::Operations;
 use lvolfs::fuse::reply::Reply;
-use lvolfs::fuse::request::{Caller, Changes, FileHandle, NodeId, Operation, Request};
+use lvolfs::fuse::request::{Caller, Changes, FileHandle, NodeId, Operation, Request, SetTime};
 use lvolfs::hw::dma::{DmaArena, DmaBuffer};
-use lvolfs::lvol::FormatOptions;
 use lvolfs::lvol::format::LayoutOptions;
+use lvolfs::lvol::{FormatOptions, OnFull};
 use lvolfs::reactor::{Reactor, ReactorOptions, Remote};
+use lvolfs::reservation::{self, Command, ExistingKey, Register};
 use lvolfs::units::{BlockSize, ByteCount};
-use lvolfs::volume::{Attributes, Catalog, Directory, Error, Key, Pool, PoolOwner, Store};
+use lvolfs::volume::{Attributes, Caching, Catalog, Directory, Error, Key, Pool, PoolOwner, Store};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 const CLUSTER: u64 = 64 << 10;
@@ -493,7 +495,7 @@ fn o_trunc_keeps_the_size_and_truncate_changes_it() {
         assert_eq!(size_of(8, 0).await, 0, "opened for reading");
         served.truncate(node, 2 * CLUSTER, None).await.unwrap();
         served.open_file(node, 8, libc::O_RDWR).await.unwrap();
-        served.reactor.sleep(std::time::Duration::from_secs(11)).await;
+        served.reactor.sleep(Duration::from_secs(11)).await;
         assert_eq!(size_of(8, 0).await, 0, "long ago");
         served.truncate(node, 2 * CLUSTER, None).await.unwrap();
         served.open_file(node, 8, libc::O_RDWR).await.unwrap();
@@ -627,8 +629,7 @@ fn an_open_volume_outlives_its_name() {
 fn attributes_are_kept() {
     served(async |served| {
         let node = served.volume("v", CLUSTER).await;
-        let time =
-            |seconds| lvolfs::fuse::request::SetTime::At(std::time::Duration::new(seconds, 5));
+        let time = |seconds| SetTime::At(Duration::new(seconds, 5));
         let changes = Changes {
             mode: Some(0o100_4755),
             uid: Some(1),
@@ -712,5 +713,121 @@ fn a_full_pool_refuses_the_writer_and_serves_the_others() {
         served.ask(large, Operation::FSync { data_only: false }).await.unwrap();
         served.unlink("large").await.unwrap();
         served.write(small, 0, b"more").await.unwrap();
+    });
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_space() {
+    let reactor = reactor();
+    reactor.block_on(async {
+        let served = Served::format(&reactor, memory_device(8 << 20, BlockSize::B4096)).await;
+        let (waits, large) =
+            (served.volume("waits", 1 << 20).await, served.volume("large", 64 << 20).await);
+        let entry = served.directory.find_volume(served.pool.key(), "waits").unwrap();
+        served.owner.store().set_on_full(entry.blob(), OnFull::Wait).await.unwrap();
+        let data = vec![1; CLUSTER as usize];
+        let mut clusters = 0;
+        while served.write(large, clusters * CLUSTER, &data).await.is_ok() {
+            clusters += 1;
+        }
+        let before = reactor.now();
+        let signal = async {
+            reactor.sleep(Duration::from_secs(1)).await;
+            // `ask_as` numbers each request 1.
+            let asked = served.ask(waits, Operation::Interrupt { unique: 1 }).await;
+            assert_eq!(asked, Ok(Vec::new()));
+        };
+        let write = served.write(waits, 0, &data);
+        let (written, ()) = futures_util::future::join(write, signal).await;
+        assert_eq!(written, Err(Errno::EINTR));
+        assert!(reactor.now().since(before) < Duration::from_secs(2));
+        served.unlink("large").await.unwrap();
+        served.write(waits, 0, &data).await.unwrap();
+    });
+}
+
+/// The flags with which a file is opened.
+async fn open_flags(served: &Served, node: NodeId) -> u32 {
+    let flags = libc::O_RDWR.cast_unsigned();
+    out::<abi::OpenOut>(&served.ask(node, Operation::Open { flags }).await.unwrap()).open_flags
+}
+
+#[test]
+fn a_cached_volume_is_neither_exported_nor_reserved() {
+    served(|served| async move {
+        let node = served.volume("v", 4 * CLUSTER).await;
+        let entry = served.directory.find_volume(served.pool.key(), "v").unwrap();
+        let host = served.directory.hosts().local();
+        let register = Command::Register {
+            action: Register::Replace(reservation::Key(7)),
+            existing: ExistingKey::Ignored,
+            persistence: None,
+        };
+        let catalog = Catalog::new(&served.reactor, &served.arena, &served.directory);
+        let direct = abi::fopen::DIRECT_IO | abi::fopen::PARALLEL_DIRECT_WRITES;
+        assert_eq!(open_flags(&served, node).await, direct);
+        // Cached first.
+        entry.set_caching(Caching::WriteBack).unwrap();
+        assert_eq!(open_flags(&served, node).await, abi::fopen::KEEP_CACHE);
+        assert_eq!(entry.hold("nqn.host").unwrap_err(), Error::Cached);
+        assert_eq!(catalog.reserve(&entry, host, register).await, Err(Error::Cached));
+        // Exported first.
+        entry.set_caching(Caching::Direct).unwrap();
+        let hold = entry.hold("nqn.host").unwrap();
+        let held = Error::Held { by: "nqn.host".into() };
+        assert_eq!(entry.set_caching(Caching::WriteBack), Err(held));
+        drop(hold);
+        // Reserved first.
+        catalog.reserve(&entry, host, register).await.unwrap();
+        assert_eq!(entry.set_caching(Caching::WriteBack), Err(Error::Reserved));
+        assert_eq!(open_flags(&served, node).await, direct);
+    });
+}
+
+#[test]
+fn a_cached_volume_is_all_data_and_grows_uncached() {
+    served(|served| async move {
+        served.directory.set_caching(Caching::WriteBack);
+        let (node, handle) = served.create("v").await.unwrap();
+        assert_ne!(
+            open_flags(&served, node).await & abi::fopen::DIRECT_IO,
+            0,
+            "it grows by writing"
+        );
+        served.truncate(node, 4 * CLUSTER, Some(handle)).await.unwrap();
+        assert_eq!(open_flags(&served, node).await, abi::fopen::KEEP_CACHE);
+        let seek = async |offset, whence: i32| {
+            let whence = whence.cast_unsigned();
+            let found = served.ask(node, Operation::LSeek { offset, whence }).await?;
+            Ok(out::<abi::LseekOut>(&found).offset)
+        };
+        assert_eq!(seek(5, libc::SEEK_DATA).await, Ok(5));
+        assert_eq!(seek(5, libc::SEEK_HOLE).await, Ok(4 * CLUSTER));
+        assert_eq!(seek(4 * CLUSTER, libc::SEEK_DATA).await, Err(Errno::ENXIO));
+        // What the kernel says with each flush: kept, and not committed for it.
+        let commits = served.owner.store().counters().commits;
+        let at = |seconds| Some(SetTime::At(Duration::from_secs(seconds)));
+        let changes = Changes { mtime: at(100), ctime: at(200), ..Default::default() };
+        served.ask(node, Operation::SetAttr(changes)).await.unwrap();
+        let attributes = served.attributes(node).await.unwrap();
+        assert_eq!((attributes.mtime, attributes.ctime), (100, 200));
+        assert_eq!(served.owner.store().counters().commits, commits);
+        let served = served.reopen().await;
+        let node = served.lookup("v").await.unwrap();
+        assert_eq!(served.attributes(node).await.unwrap().mtime, 100);
+    });
+}
+
+/// It is made anew for each request, and moved.
+#[test]
+fn the_future_of_a_request_is_small() {
+    const MOST: usize = 3072;
+    served(|served| async move {
+        let node = served.volume("v", CLUSTER).await;
+        let operation = Operation::Read { handle: FileHandle(0), offset: 0, size: 4096 };
+        let caller = Caller { uid: 0, gid: 0, thread: 1 };
+        let request = Request { unique: 1, node, caller, operation };
+        let size = size_of_val(&served.operations.handle(request, None));
+        assert!(size <= MOST, "{size} bytes");
     });
 }

@@ -76,8 +76,18 @@ impl LvolMethods for DaemonService {
 
     fn bdev_lvol_resize(&self, parameters: ResizeLvol) -> Answer<bool> {
         let (entry, size) = (self.volume(&parameters.name)?, parameters.size()?);
-        let key = entry.key();
+        let (key, pool, name) = (entry.key(), entry.pool().key(), entry.name());
+        if self.mount.write_back && entry.openings() > 0 {
+            // Its users would go on with the old size.
+            let reason = "the file is open, and a mount with the write-back cache keeps the \
+                          sizes of open files; close it, or resize it by truncate -s";
+            return Err(RpcError::operation_failed(libc::EBUSY).because(reason));
+        }
         self.operate(move |catalog| async move { catalog.resize(&entry, size).await })?;
+        if self.mount.write_back {
+            // The kernel believes no size but its own, unless it forgets the file.
+            self.mount.notifier.name(pool, &name);
+        }
         self.mount.notifier.attributes(key);
         Ok(true)
     }

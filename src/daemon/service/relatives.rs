@@ -52,7 +52,9 @@ impl RelativeMethods for DaemonService {
     fn bdev_lvol_set_parent(&self, parameters: SetParent) -> Answer<bool> {
         let entry = self.volume(&parameters.lvol_name)?;
         let parent = self.volume(&parameters.parent_name)?;
+        let key = entry.key();
         self.operate(move |catalog| async move { catalog.set_parent(&entry, &parent).await })?;
+        self.mount.notifier.content(key);
         Ok(true)
     }
 }

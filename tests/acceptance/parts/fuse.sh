@@ -3,10 +3,11 @@
 # shellcheck disable=SC2034,SC2154,SC2164  # variables are shared; set -e is on
 
 part_about="what the files promise, through real mounts by io_uring and by /dev/fuse"
-part_packages=(attr e2fsprogs fio fuse3 jq python3 qemu-utils)
+part_packages=(attr e2fsprogs fio fuse3 jq python3 qemu-utils xfsprogs)
 part_checks=(
-    transports semantics kept durability loop qemu random verify outstanding sync_after_resize
-    busy_mount killed aborted device_error
+    transports semantics kept durability loop mkfs qemu random verify write_back cache_refused large
+    outstanding neglect sync_after_resize refused busy_mount interrupted killed aborted device_error
+    poisoned
 )
 
 uring_switch=/sys/module/fuse/parameters/enable_uring
@@ -198,6 +199,21 @@ gave_back_all() {
     (($(allocated) == 0))
 }
 
+# File systems are made and checked on the file itself.
+fuse_mkfs() {
+    by_each mkfs_once
+}
+
+mkfs_once() {
+    daemon_start
+    truncate -s 400M $pool/xfs
+    mkfs.xfs -q $pool/xfs
+    xfs_repair -n -f $pool/xfs 2>xfs.log || fail "xfs_repair: $(tail -n 3 xfs.log)"
+    mkfs.ext4 -q -F $demo
+    e2fsck -fn $demo
+    daemon_stop
+}
+
 fuse_qemu() {
     by_each qemu_once
 }
@@ -239,22 +255,66 @@ fuse_verify() {
 }
 
 verify_once() {
-    local job jobs=()
     daemon_start
-    for job in "direct --direct=1 --ioengine=io_uring --iodepth=16 --bsrange=4k-256k --fsync=16" \
-        "uneven --bs_unaligned --ioengine=psync --bsrange=512-60000 --fdatasync=32 --time_based=0" \
-        "small --direct=1 --ioengine=libaio --iodepth=32 --bs=4k --sync=dsync"; do
-        truncate -s 40M "$pool/${job%% *}"
-        # shellcheck disable=SC2086  # words
-        fio --filename="$PWD/$pool/${job%% *}" --size=32M --rw=randwrite --verify=crc32c \
-            --verify_fatal=1 --do_verify=1 --allow_file_create=0 \
-            --fallocate=none --time_based --runtime="${long:+60}10" --name=$job >"${job%% *}.log" 2>&1 &
-        jobs+=($!)
-    done
-    for job in "${jobs[@]}"; do
-        wait "$job" || fail "fio: $(tail -n 5 ./*.log)"
-    done
+    verify_jobs "$pool"
     daemon_stop
+}
+
+# verify_jobs FOLDER: five jobs at once, each on a volume of its own in FOLDER, round after round
+# for 30 s, 10 minutes with --long; every block that a round wrote is read and compared.
+verify_jobs() {
+    local job folder=$PWD/$1 file loop='' seconds=30
+    local -A jobs=()
+    [[ -z $long ]] || seconds=600
+    for job in "direct --direct=1 --ioengine=io_uring --iodepth=16 --bsrange=4k-256k --fsync=16" \
+        "uneven --bs_unaligned --ioengine=psync --bsrange=512-60000 --fdatasync=32" \
+        "small --direct=1 --ioengine=libaio --iodepth=32 --bs=4k --sync=dsync" \
+        "large --direct=1 --ioengine=libaio --iodepth=4 --bsrange=256k-2m --fsync=8"; do
+        file=$folder/${job%% *}
+        truncate -s 40M "$file"
+        # shellcheck disable=SC2086  # words
+        verify_rounds $seconds --filename="$file" --size=32M --rw=randwrite --verify=crc32c \
+            --verify_fatal=1 --do_verify=1 --allow_file_create=0 --fallocate=none \
+            --name=$job >"${job%% *}.log" 2>&1 &
+        jobs[${job%% *}]=$!
+    done
+    if [[ -e /dev/loop-control ]]; then
+        truncate -s 40M "$folder/trimmed"
+        loop=$(losetup --find --show --direct-io=on "$folder/trimmed")
+        verify_trims $seconds "$loop" >trimmed.log 2>&1 &
+        jobs[trimmed]=$!
+    else
+        note "no trims: no loop devices on this machine"
+    fi
+    for job in "${!jobs[@]}"; do
+        wait "${jobs[$job]}" || fail "$job ended with $?: $(tail -n 20 "$job.log")"
+    done
+    [[ -z $loop ]] || losetup -d "$loop"
+}
+
+# verify_trims SECONDS DEVICE: trims next to writes; what is trimmed reads as zeros, and nothing else.
+verify_trims() {
+    local end=$((SECONDS + $1)) device=$2 seed
+    while ((SECONDS < end)); do
+        seed=$((RANDOM * 32768 + RANDOM))
+        dd if=/dev/urandom of="$device" bs=1M seek=16 count=16 oflag=direct status=none || return 1
+        fio --filename="$device" --direct=1 --ioengine=libaio --iodepth=8 --randseed=$seed \
+            --name=writes --rw=randwrite --size=16M --bsrange=4k-64k --fsync=32 --verify=crc32c \
+            --verify_fatal=1 --do_verify=1 \
+            --name=trims --rw=randtrim --offset=16M --size=16M --bs=64k || return 1
+        cmp -n $((16 << 20)) -i $((16 << 20)):0 "$device" /dev/zero || return 1
+    done
+}
+
+# verify_rounds SECONDS FIO_ARGUMENTS...: each round with another seed.
+verify_rounds() {
+    local end=$((SECONDS + $1)) round=0
+    shift
+    while ((SECONDS < end)); do
+        round=$((round + 1))
+        echo "round $round"
+        fio "$@" --randseed=$((RANDOM * 32768 + RANDOM)) || return 1
+    done
 }
 
 # Thousands of requests at a time, more than there is memory for.
@@ -271,6 +331,186 @@ outstanding_once() {
         --rw=randwrite --bs=1m --io_size=512M --allow_file_create=0 --fallocate=none \
         --output-format=terse --terse-version=3 | awk -F';' '{ exit $5 != 0 }'
     is_running "$daemon_pid" || fail "the daemon ended"
+    daemon_stop
+}
+
+# What a program never takes the answers of keeps nobody else waiting, and goes when it goes.
+fuse_neglect() {
+    by_each neglect_once
+}
+
+neglect_once() {
+    local reader
+    daemon_start
+    dd if=/dev/urandom of=$demo bs=1M count=64 conv=notrunc,fsync status=none
+    python3 "$tools/neglect.py" $demo 4000 >asked &
+    reader=$!
+    wait_for 30 "4000 reads to be asked for" grep -q asked asked
+    timeout 30 dd if=$demo of=/dev/null bs=1M count=64 iflag=direct status=none
+    timeout 30 dd if=/dev/urandom of=$demo bs=1M count=8 oflag=direct conv=notrunc,fsync status=none
+    kill -KILL "$reader"
+    wait_for 30 "the reader to be gone" has_ended "$reader"
+    daemon_stop
+}
+
+# Requests beyond 1 MiB, where the administrator allows them.
+fuse_large() {
+    local limit=/proc/sys/fs/fuse/max_pages_limit before
+    [[ -w $limit ]] || skip "this kernel has no fs.fuse.max_pages_limit, or it is not ours to change"
+    before=$(<$limit)
+    # shellcheck disable=SC2064  # the value of now
+    trap "echo $before >$limit" EXIT
+    echo 1024 >$limit
+    by_each large_once
+}
+
+counter() {
+    cli status --json | jq "[.mounts[].counters.$1] | add"
+}
+
+large_once() {
+    local before after
+    daemon_start
+    dd if=/dev/urandom of=data bs=4M count=16 status=none
+    before=$(counter writes)
+    dd if=data of=$demo bs=4M oflag=direct conv=notrunc,fsync status=none
+    after=$(counter writes)
+    ((after - before == 16)) || fail "64 MiB in pieces of 4 MiB came as $((after - before)) writes"
+    before=$(counter reads)
+    dd if=$demo of=back bs=4M count=16 iflag=direct status=none
+    after=$(counter reads)
+    ((after - before == 16)) || fail "64 MiB in pieces of 4 MiB came as $((after - before)) reads"
+    cmp data back
+    daemon_stop
+}
+
+# cache = "writeback": the kernel keeps what is written until a flush, and gives it back unasked.
+fuse_write_back() {
+    by_each write_back_once
+}
+
+write_back_once() {
+    local before after cached=mount/volumes/pool1
+    second_pool
+    config_set mount cache '"writeback"'
+    config_set volume cache '"direct"'
+    daemon_start
+    [[ $(getfattr --only-values -n user.lvolfs.cache $demo) == direct ]]
+    truncate -s 40M $cached/data
+    [[ $(getfattr --only-values -n user.lvolfs.cache $cached/data) == writeback ]]
+    before=$(counter writes)
+    dd if=/dev/urandom of=data bs=1M count=8 status=none
+    dd if=data of=$cached/data bs=512 conv=notrunc status=none
+    after=$(counter writes)
+    ((after - before < 8 << 11)) || fail "$((8 << 11)) writes of 512 bytes came as $((after - before))"
+    # Closing writes back, and a flush is still one.
+    before=$(counter fsyncs)
+    python3 -c "
+import os, sys
+file = os.open(sys.argv[1], os.O_RDWR)
+os.pwrite(file, b'x' * 100, 5 << 20)
+os.fsync(file)" $cached/data
+    (($(counter fsyncs) > before)) || fail "no fsync arrived"
+    before=$(counter reads)
+    cat $cached/data >/dev/null
+    cat $cached/data >/dev/null
+    after=$(counter reads)
+    ((after - before < 2 * 40 * 8)) || fail "what the kernel holds was read again: $((after - before))"
+    [[ $(dd if=$cached/data bs=1 skip=$((5 << 20)) count=3 status=none) == xxx ]]
+    cmp -n $((5 << 20)) data $cached/data
+    python3 "$tools/semantics.py" $cached $pool sizes_are_whole_clusters \
+        truncate_grows_with_zeros_and_cuts o_trunc_keeps_the_size_and_truncate_does_not \
+        dd_and_cp_onto_a_volume_keep_its_size cp_to_a_new_name_makes_a_volume mv_across_pools_copies \
+        rename_onto_an_existing_name_replaces mmap_and_msync_reach_the_volume \
+        unaligned_direct_io_works locks_hold_between_programs owner_mode_and_times_are_kept \
+        attributes_are_shown_and_stored
+    # Open files keep their size here, so others may not change it; closed ones show it at once.
+    exec 7<$cached/data
+    expect_failure 'file is open' "$lvolfs" volume resize pool1/data 60MiB --socket var/lvolfs.sock
+    exec 7<&-
+    wait_for 10 "the file to be closed" cli volume resize pool1/data 60MiB
+    [[ $(stat -c %s $cached/data) == $((60 << 20)) ]] || fail "stat sees $(stat -c %s $cached/data)"
+    rm $cached/data
+    python3 "$tools/fsx.py" $cached/fsx 20000 "${SEED:-$RANDOM}" $((1 << 20)) whole
+    truncate -s 2M $cached/data
+    expect_failure 'invalid argument' truncate -s 1500K $cached/data
+    rm $cached/data
+    daemon_stop
+    # On a pool that outlives the daemon.
+    config_set volume cache '"writeback"'
+    grep -v '^namespaces' config.toml >less.toml
+    mv less.toml config.toml
+    daemon_start
+    [[ $(getfattr --only-values -n user.lvolfs.cache $demo) == writeback ]]
+    dd if=data of=$demo bs=4k conv=notrunc,fsync status=none
+    touch -d '2020-02-03 04:05:06 UTC' $demo
+    daemon_kill
+    daemon_start
+    cmp -n $((8 << 20)) data $demo
+    [[ $(stat -c %Y $demo) == $(date -d '2020-02-03 04:05:06 UTC' +%s) ]] || fail "$(stat $demo)"
+    daemon_stop
+}
+
+# A volume is cached, or exported or reserved: whichever comes second is refused, and says why.
+fuse_cache_refused() {
+    example_here
+    config_set volume cache '"writeback"'
+    daemon_refuses 'target.subsystem.namespaces.volume.*page cache.*cache = "direct"'
+    config_set volume cache '"direct"'
+    config_set mount cache '"writeback"'
+    daemon_start
+    cli volume create pool0/cached 16MiB
+    expect_failure 'page cache' "$lvolfs" target export pool0/cached \
+        --nqn nqn.2026-11.io.lvolfs:demo --socket var/lvolfs.sock
+    expect_failure 'page cache' "$lvolfs" reservation register pool0/cached 7 --socket var/lvolfs.sock
+    cli reservation show pool0/cached
+    # One that is direct is free for both; then it is not cached any more, whatever is configured.
+    cli volume create pool0/used 16MiB
+    daemon_stop
+    config_set mount cache '"direct"'
+    daemon_start
+    cli reservation register pool0/used 7
+    daemon_stop
+    config_set mount cache '"writeback"'
+    daemon_start
+    daemon_said 'used.*has reservations' || fail "the log does not say why a volume is direct"
+    [[ $(getfattr --only-values -n user.lvolfs.cache $pool/used) == direct ]]
+    [[ $(getfattr --only-values -n user.lvolfs.cache $pool/cached) == writeback ]]
+    daemon_stop
+    # Exported while it was direct: not exported while it is cached.
+    config_set mount cache '"direct"'
+    daemon_start
+    cli target export pool0/cached --nqn nqn.2026-11.io.lvolfs:demo
+    daemon_stop
+    config_set mount cache '"writeback"'
+    daemon_start
+    daemon_said 'not exported.*page cache' || fail "the log does not say what is not exported, and why"
+    daemon_stop
+}
+
+# What cannot be removed says why: the caller gets EBUSY, the log the reason.
+fuse_refused() {
+    by_each refused_once
+}
+
+refused_once() {
+    daemon_start
+    expect_failure 'busy' rm $demo
+    daemon_said 'not removed.*in use by nqn.2026-11.io.lvolfs:demo' || fail "the log does not say by whom"
+    touch $pool/base
+    truncate -s 8M $pool/base
+    printf base | dd of=$pool/base conv=notrunc,fsync status=none
+    cli volume snapshot pool0/base snap
+    cli volume clone pool0/snap twin
+    expect_failure 'busy' rm $pool/snap
+    daemon_said 'not removed.*(base|twin)' || fail "the log does not name the clones"
+    expect_failure 'read-only' dd if=/dev/zero of=$pool/snap bs=4k count=1 conv=notrunc
+    rm $pool/twin
+    exec 7<$pool/snap
+    expect_failure 'busy' rm $pool/snap
+    exec 7<&-
+    wait_for 10 "the snapshot to be removed" rm $pool/snap
+    [[ $(head -c 4 $pool/base) == base ]]
     daemon_stop
 }
 
@@ -359,6 +599,51 @@ killed_once() {
     daemon_stop
 }
 
+# Signals to programs that wait for requests: those end, and nobody else is disturbed.
+fuse_interrupted() {
+    by_each interrupted_once
+}
+
+interrupted_once() {
+    local signal load turn
+    second_pool
+    daemon_start
+    fio --name=load --filename="$PWD/$demo" --offset=64M --size=64M --direct=1 --ioengine=libaio \
+        --iodepth=8 --rw=randwrite --bs=16k --verify=crc32c --verify_fatal=1 --loops=100 \
+        --time_based --runtime=6 --allow_file_create=0 --fallocate=none >fio.log 2>&1 &
+    load=$!
+    for signal in INT TERM KILL; do
+        for turn in 1 2 3 4; do
+            timeout -s $signal 0.3 dd if=/dev/zero of=$demo bs=1M count=60 oflag=dsync \
+                conv=notrunc status=none || true
+            timeout -s $signal 0.2 cat $demo $demo $demo $demo >/dev/null || true
+        done
+    done
+    wait $load || fail "$(tail -n 5 fio.log)"
+    # Nothing is left behind: the next one finds everything as it should be.
+    dd if=/dev/urandom of=data bs=1M count=8 status=none
+    dd if=data of=$demo bs=1M conv=notrunc,fsync status=none
+    cmp -n $((8 << 20)) data $demo
+    interrupted_wait
+    daemon_stop
+}
+
+# A writer that waits for space in a full pool ends with the signal, not with the wait's minute.
+interrupted_wait() {
+    local signal began at=mount/volumes/pool1
+    truncate -s 100M $at/full $at/waits
+    cli volume space pool1/waits --on-full wait
+    expect_failure 'no space' dd if=/dev/zero of=$at/full bs=1M conv=notrunc oflag=direct
+    for signal in INT TERM KILL; do
+        began=$SECONDS
+        timeout -s $signal 1 dd if=/dev/zero of=$at/waits bs=4k count=1 conv=notrunc oflag=direct || true
+        ((SECONDS - began < 20)) || fail "a writer that waits for space was deaf to SIG$signal"
+    done
+    rm $at/full
+    printf late | dd of=$at/waits conv=notrunc,fsync status=none
+    [[ $(head -c 4 $at/waits) == late ]]
+}
+
 some_writes() {
     (($(cli status --json | jq '[.mounts[].counters.writes] | add') > $1))
 }
@@ -407,4 +692,36 @@ device_error_once() {
     is_running "$daemon_pid" || fail "a device error ended the daemon"
     truncate -s 128M var/disk0.img
     daemon_stop
+}
+
+# A device whose writes fail: the pool stops writing for good. Reads and attributes go on.
+fuse_poisoned() {
+    by_each poisoned_once
+}
+
+poisoned_once() {
+    truncate -s 1500M host.img
+    mkfs.ext4 -q -F host.img
+    mkdir var
+    mount -o loop host.img var || skip "no loop devices on this machine"
+    config_set control socket '"lvolfs.sock"'
+    daemon_start
+    dd if=/dev/urandom of=$demo bs=1M count=8 conv=notrunc,fsync status=none
+    exec 8<>$demo
+    python3 "$tools/shutdown_filesystem.py" var || skip "this kernel cannot shut an ext4 down"
+    expect_failure 'Input/output error' dd if=/dev/zero of=$demo bs=1M seek=16 count=4 conv=notrunc,fsync
+    # What is open gets errors; what is opened now is read-only.
+    expect_failure 'Input/output error' bash -c 'printf x >&8'
+    expect_failure 'Input/output error' sync -d $demo
+    expect_failure 'Read-only file system' dd if=/dev/zero of=$demo bs=4k count=1 conv=notrunc
+    expect_failure 'Input/output error' touch $pool/new
+    expect_failure 'busy' rm $demo
+    stat $demo
+    exec 8>&-
+    getfattr -d $demo
+    kill -TERM "$daemon_pid"
+    wait_for 30 "the daemon to end with a dead disk" has_ended "$daemon_pid"
+    is_not_mounted mount/volumes || fail "still mounted"
+    ! daemon_said 'panicked at' || fail "the daemon panicked"
+    umount var
 }

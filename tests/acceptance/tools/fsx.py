@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Random operations on a volume's file and on a model of it, compared as they go.
 
-    fsx.py FILE OPERATIONS SEED CLUSTER
+    fsx.py FILE OPERATIONS SEED CLUSTER [whole]
 
 FILE is created, and removed at the end. Reads and writes of any offset and length, by system
 calls, past the page cache (O_DIRECT) and through a shared mapping, truncation, holes, zeroes,
-fsync, closing and opening. The first difference ends it, and says the seed and the operation.
+fsync, closing and opening. With `whole`, sizes are whole clusters. The first difference ends it, and says the seed and the operation.
 """
 import ctypes
 import mmap
@@ -88,6 +88,8 @@ def main():
             model[offset:offset + length] = bytes(length)
         elif dice < 0.96:
             what, size = "truncate", rng.randrange(1, LIMIT)
+            if sys.argv[5:] == ["whole"]:
+                size = -(-size // cluster) * cluster
             os.ftruncate(file, size)
             # Sizes are whole clusters; what is cut off reads as zeros.
             whole = -(-size // cluster) * cluster

@@ -5,7 +5,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use lvolfs::block::BlockDevice;
-use lvolfs::lvol::{Error, OnFull, Resource, SpaceState, VolumeIo, WAIT_LIMIT, WAITERS_LIMIT};
+use lvolfs::lvol::{
+    Error, Interruption, OnFull, Resource, SpaceState, VolumeIo, WAIT_LIMIT, WAITERS_LIMIT,
+};
 use lvolfs::units::{ByteCount, ByteOffset, ClusterCount};
 
 use super::bench::{BLOCK, Bench, CLUSTER, Pool, disk};
@@ -79,6 +81,40 @@ fn a_volume_that_waits_goes_on_when_space_comes_back() {
         let before = bench.reactor.now();
         assert_eq!(pool.write(&waiter, PER_CLUSTER, 1, 7).await, Err(FULL));
         assert!(bench.reactor.now().since(before) >= WAIT_LIMIT);
+    });
+}
+
+#[test]
+fn a_wait_for_space_can_be_given_up() {
+    let bench = Bench::new();
+    bench.run(async {
+        let pool = Rc::new(bench.pool(disk().channel(&bench.reactor)).await);
+        let (filler, waiter) = (pool.thin("filler", 1000).await, pool.thin("waiter", 10).await);
+        assert!(!waiter.map().waits_for_space());
+        pool.store.set_on_full(pool.id("waiter"), OnFull::Wait).await.unwrap();
+        assert!(waiter.map().waits_for_space());
+        fill(&pool, &filler, 0).await;
+        let interruption = Interruption::default();
+        let hasty = waiter.interruptible(&interruption);
+        let write = |volume: &VolumeIo<_>, cluster: u64| {
+            let (pool, volume) = (Rc::clone(&pool), volume.clone());
+            let at = cluster * PER_CLUSTER;
+            bench.reactor.task(async move { pool.write(&volume, at, 1, 7).await })
+        };
+        let (patient, given_up) = (write(&waiter, 0), write(&hasty, 1));
+        bench.reactor.sleep(Duration::from_secs(1)).await;
+        let before = bench.reactor.now();
+        interruption.happen();
+        assert_eq!(given_up.await, Err(Error::WaitInterrupted));
+        assert_eq!(write(&hasty, 2).await, Err(Error::WaitInterrupted), "it has happened before");
+        assert!(bench.reactor.now().since(before) < Duration::from_secs(1));
+        give_back(&filler, 0..4).await;
+        patient.await.unwrap();
+        // Nothing to wait for, nothing to give up.
+        write(&hasty, 3).await.unwrap();
+        let blocks = pool.blocks(&waiter).await;
+        let at = |cluster: u64| blocks[(cluster * PER_CLUSTER) as usize];
+        assert_eq!([at(0), at(1), at(2), at(3)], [7, 0, 0, 7]);
     });
 }
 

@@ -63,13 +63,13 @@ impl Supply {
 }
 
 impl<D: BlockDevice> Store<D> {
-    /// Keeps zeroed clusters ready from now on, until the pool is closed.
+    /// Keeps zeroed clusters ready from the next first write on, until the pool is closed: a pool
+    /// that nobody writes to is left alone.
     pub fn keep_zeroed_clusters(&self) {
         let most = (LIMIT_BYTES / self.layout.cluster_size().0).clamp(1, LIMIT_CLUSTERS);
         // A small pool keeps most of its space for other uses.
         let share = u64::from(self.layout.data_clusters().0) / 16;
         self.supply.wanted.set(most.min(share) as u32);
-        self.refill();
     }
 
     /// Clusters that are zeroed and wait for a first write.
@@ -122,7 +122,12 @@ impl<D: BlockDevice> Store<D> {
                 Err(_) => return false,
             }
         };
-        let zeroed = self.io.zero(&[self.cluster_stretch(cluster)]).await;
+        let stretch = [self.cluster_stretch(cluster)];
+        // A hole in an image stays one.
+        let zeroed = match self.io.device().geometry().discard {
+            Discard::Zeroes => self.io.discard(&stretch).await,
+            Discard::Unspecified | Discard::Ignored => self.io.zero(&stretch).await,
+        };
         match zeroed {
             Ok(()) => {
                 self.count(|counters| counters.clusters_prepared += 1);

@@ -16,3 +16,4 @@ mod power_cut;
 mod scrub;
 mod snapshots;
 mod space;
+mod supply;

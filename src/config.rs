@@ -55,6 +55,8 @@ pub const DEFAULT_CLUSTER_SIZE: ByteCount = ByteCount(4 << 20);
 pub const DEFAULT_LOW_WATER: u32 = 10;
 /// Commit interval of a pool that does not say otherwise.
 pub const DEFAULT_COMMIT_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a command of a drive may take unless the file says otherwise; Linux's.
+pub const DEFAULT_IO_TIMEOUT: Duration = Duration::from_secs(30);
 /// DMA memory unless the file says otherwise.
 pub const DEFAULT_DMA_MEMORY: ByteCount = ByteCount(32 << 20);
 /// Where the target keeps what is changed while it runs, unless the file says otherwise.
@@ -155,6 +157,9 @@ pub enum Driver {
         address: PciAddress,
         /// The namespace; never 0.
         namespace: NamespaceId,
+        /// How long a command may take before it is aborted, and again before the controller is
+        /// reset; a flush has twice as long.
+        io_timeout: Duration,
     },
     /// The NVMe driver against an emulated controller over a file.
     NvmeEmulated(Image),

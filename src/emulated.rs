@@ -2,7 +2,7 @@
 //! I/O queues with phase tags and PRPs, doorbells in memory, an event for each interrupt vector.
 //!
 //! * It checks what a real controller may only punish: doorbells, identifiers in use, PRPs and
-//!   their alignment, memory outside the DMA window, ranges, queue order. Each such defect of a
+//!   their alignment, SGLs, memory outside the DMA window, ranges, queue order. Each such defect of a
 //!   driver has a status, and a counter that tests hold against zero.
 //! * Its medium is memory with a model of a volatile write cache ([`Memory`]), of which a power
 //!   cut takes what was not flushed, or a file ([`FileMedia`]).
@@ -31,6 +31,7 @@ mod prp;
 mod queue;
 mod registers;
 mod scatter;
+mod sgl;
 mod sparse;
 mod thread;
 

@@ -28,9 +28,11 @@ mod link;
 mod namespace;
 mod prp;
 mod queue_pair;
+mod quirks;
 mod reset;
 pub mod retry;
 mod rings;
+mod shadow;
 mod slots;
 
 pub use controller::{Controller, Event, Handle, Request, Settings};

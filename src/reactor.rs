@@ -21,6 +21,7 @@ mod remote;
 mod ring;
 mod timers;
 mod turn;
+mod waiters;
 
 pub use clock::{Clock, Instant, VirtualClock};
 pub use inbox::{InboxFull, Mail, ReactorHandle};
@@ -30,3 +31,4 @@ pub use remote::{Gone, Remote};
 pub use ring::{AtKernel, ENTRIES_LIMIT, Gather, HEADER, QueueEntry, Readiness, Ring};
 pub use timers::Sleep;
 pub use turn::{Poller, Reactor, ReactorOptions, ReactorStatistics, Registration};
+pub use waiters::{Ticket, Turn, Waiters};

@@ -2,7 +2,7 @@
 //! keep. All problems are collected; a configuration exists only if there are none.
 
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use super::raw::{
 };
 use super::{
     Config, Control, Cores, DEFAULT_CLUSTER_SIZE, DEFAULT_COMMIT_INTERVAL, DEFAULT_DMA_MEMORY,
-    DEFAULT_FILE_MODE, DEFAULT_RESERVATIONS, DEFAULT_SOCKET, Device, Driver, Image, Log, Mount,
-    NQN_BYTES_LIMIT, Pool, Ptpl, REACTORS_LIMIT, Reactor, Reservations, SOCKET_PATH_BYTES_LIMIT,
-    Volume, VolumeName, Wait, check_name,
+    DEFAULT_FILE_MODE, DEFAULT_IO_TIMEOUT, DEFAULT_RESERVATIONS, DEFAULT_SOCKET, Device, Driver,
+    Image, Log, Mount, NQN_BYTES_LIMIT, Pool, Ptpl, REACTORS_LIMIT, Reactor, Reservations,
+    SOCKET_PATH_BYTES_LIMIT, Volume, VolumeName, Wait, check_name,
 };
 use crate::spec::reservation::HostId;
 use crate::units::{BlockSize, ByteCount, NamespaceId};
@@ -31,6 +31,7 @@ const DMA_MEMORY_LEAST: u64 = 4 << 20;
 const DMA_MEMORY_MOST: u64 = 64 << 30;
 const COMMIT_INTERVAL_LEAST: Duration = Duration::from_millis(10);
 const COMMIT_INTERVAL_MOST: Duration = Duration::from_secs(600);
+const IO_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 /// As many CPUs as Linux can be built for.
 const CPUS_LIMIT: i64 = 8192;
 
@@ -275,6 +276,7 @@ impl Checker<'_> {
             ("block_size", place(&raw.block_size), !nvme, of_blocks),
             ("pci", place(&raw.pci), nvme, "nvme"),
             ("namespace", place(&raw.namespace), nvme, "nvme"),
+            ("io_timeout", place(&raw.io_timeout), nvme, "nvme"),
         ];
         for (key, span, allowed, drivers) in keys {
             if let (Some(span), false) = (span, allowed) {
@@ -306,9 +308,18 @@ impl Checker<'_> {
             self.refuse(key.span(), "device.namespace", rule);
             return None;
         }
+        let io_timeout = raw.io_timeout.as_ref().map_or(DEFAULT_IO_TIMEOUT, |key| key.get_ref().0);
+        if let Some(key) = raw.io_timeout.filter(|_| !IO_TIMEOUTS.contains(&io_timeout)) {
+            self.refuse(key.span(), "device.io_timeout", "it is from \"1s\" to \"10min\"");
+            return None;
+        }
+        let namespace = NamespaceId(namespace);
         // One process drives a controller once, whatever the namespace.
-        self.unique(&pci, "device.pci", stands_on)
-            .then_some(Driver::Nvme { address, namespace: NamespaceId(namespace) })
+        self.unique(&pci, "device.pci", stands_on).then_some(Driver::Nvme {
+            address,
+            namespace,
+            io_timeout,
+        })
     }
 
     fn image(

@@ -57,6 +57,7 @@ pub(super) struct RawDevice {
     pub(super) pci: Key<String>,
     pub(super) namespace: Key<u32>,
     pub(super) uuid: Key<String>,
+    pub(super) io_timeout: Key<Interval>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]

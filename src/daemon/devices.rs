@@ -134,9 +134,10 @@ fn open_device(device: &config::Device, sites: &[Remote<Site>]) -> anyhow::Resul
             (emulated, attached) = (Some(controller), Some(identity));
             AnyDevice::Nvme(device)
         }
-        Driver::Nvme { address, namespace } => {
+        Driver::Nvme { address, namespace, io_timeout } => {
             let address = address.to_string().parse()?;
-            let mut found = nvme::attach_pci(&device.name, address, Some(*namespace), sites)?;
+            let wanted = nvme::wanted(Some(*namespace), *io_timeout, sites);
+            let mut found = nvme::attach_pci(&device.name, address, wanted, sites)?;
             let (device, identity) = found.pop().context("the controller has no namespace")?;
             attached = Some(identity);
             AnyDevice::Nvme(device)

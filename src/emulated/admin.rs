@@ -41,6 +41,10 @@ impl Core {
                 let (queue, command) = entry.abort_target();
                 Ok(Outcome::Done(self.abort(queue, command)))
             }
+            AdminOpcode::DOORBELL_BUFFER_CONFIG => {
+                self.doorbell_buffers(entry)?;
+                Ok(Outcome::Done(0))
+            }
             AdminOpcode::ASYNC_EVENT_REQUEST if self.events.request(entry.id()) => {
                 Ok(Outcome::Later)
             }
@@ -92,6 +96,7 @@ impl Core {
             match entry.log_page() {
                 LogPage::ERROR => self.events.read(AsyncEventType::ERROR),
                 LogPage::SMART => self.events.read(AsyncEventType::SMART),
+                LogPage::FIRMWARE => self.events.read(AsyncEventType::NOTICE),
                 LogPage::CHANGED_NAMESPACES => {
                     self.namespace_changed = false;
                     self.events.read(AsyncEventType::NOTICE);

@@ -16,9 +16,14 @@ use super::fault::Fault;
 use super::media::Media;
 use crate::hw::dma::DmaArena;
 use crate::hw::event::EventFd;
+use crate::hw::pci::PciIdentity;
 use crate::hw::transport::{DeviceWake, Doorbell, DoorbellMemory, DoorbellPage, Transport};
-use crate::spec::log::{AsyncEvent, AsyncEventType, LogPage, NOTIFY_NAMESPACE_ATTRIBUTES};
-use crate::spec::register::{CSTS, DOORBELLS};
+use crate::spec::command::Feature;
+use crate::spec::identify::IdentifyNamespace;
+use crate::spec::log::{
+    AsyncEvent, AsyncEventType, LogPage, NOTIFY_FIRMWARE_ACTIVATION, NOTIFY_NAMESPACE_ATTRIBUTES,
+};
+use crate::spec::register::{CSTS, DOORBELLS, VERSION_1_4};
 use crate::units::BlockCount;
 
 /// What a controller is made with.
@@ -38,6 +43,24 @@ pub struct Settings {
     pub max_transfer: u8,
     /// Whether writes may complete before they are durable (VWC).
     pub volatile_cache: bool,
+    /// Whether that cache is switched on (feature 06h) when the power comes on.
+    pub cache_enabled: bool,
+    /// Whether the namespace takes part in it (VWCNP, from version 2.0 on).
+    pub namespace_cached: bool,
+    /// Version of the specification that it claims.
+    pub version: u32,
+    /// Whether it takes doorbells in memory (Doorbell Buffer Config). The thread's registers are
+    /// memory too, so that there is nothing to gain but the test of a driver.
+    pub shadow_doorbells: bool,
+    /// Whether it takes SGLs in I/O commands.
+    pub sgl: bool,
+    /// DLFEAT: what a deallocated block reads as, and whether Write Zeroes deallocates. Blocks
+    /// read as zeros whatever is said here.
+    pub deallocate_features: u8,
+    /// MTFA: how long activating firmware may take, in units of 100 ms; 0 says nothing.
+    pub firmware_activation: u16,
+    /// What it tells of itself on its bus, as if it had one.
+    pub pci: Option<PciIdentity>,
     /// How long it takes to become ready. `Duration::MAX` is for ever.
     pub ready_delay: Duration,
     /// How long it takes to be disabled. `Duration::MAX` is for ever.
@@ -56,6 +79,14 @@ impl Default for Settings {
             vectors: 17,
             max_transfer: 8,
             volatile_cache: true,
+            cache_enabled: true,
+            namespace_cached: true,
+            version: VERSION_1_4,
+            shadow_doorbells: false,
+            sgl: true,
+            deallocate_features: 1 | IdentifyNamespace::DLFEAT_WRITE_ZEROES,
+            firmware_activation: 10,
+            pci: None,
             ready_delay: Duration::ZERO,
             disable_delay: Duration::ZERO,
             reorder: None,
@@ -76,6 +107,7 @@ impl Settings {
 /// [`ControllerThread`](super::ControllerThread) does.
 pub struct EmulatedController {
     name: String,
+    pci: Option<PciIdentity>,
     ports: Arc<Ports>,
     core: Mutex<Core>,
 }
@@ -99,6 +131,7 @@ impl EmulatedController {
         });
         Ok(Arc::new(Self {
             name: settings.name.clone(),
+            pci: settings.pci,
             ports: Arc::clone(&ports),
             core: Mutex::new(Core::new(settings, ports, media.into())),
         }))
@@ -250,6 +283,24 @@ impl EmulatedController {
         self.ports.wake.wake();
     }
 
+    /// New firmware is activated without a reset: the host is told if it asked to be, and no command
+    /// is looked at until the time is over (CSTS.PP). `Duration::MAX` is for ever.
+    pub fn activate_firmware(&self, takes: Duration) {
+        let mut core = self.lock();
+        if core.features.notifies(NOTIFY_FIRMWARE_ACTIVATION) {
+            core.events.raise(AsyncEvent {
+                event_type: AsyncEventType::NOTICE,
+                information: AsyncEvent::FIRMWARE_ACTIVATION,
+                log_page: LogPage::FIRMWARE,
+            });
+            core.report_events();
+            core.interrupt();
+        }
+        core.pause(takes);
+        drop(core);
+        self.ports.wake.wake();
+    }
+
     /// Sets the critical warnings of the SMART log page, and tells the host of new ones if it
     /// asked to be told.
     pub fn warn(&self, bits: u8) {
@@ -267,6 +318,12 @@ impl EmulatedController {
         self.ports.wake.wake();
     }
 
+    /// The current value of a feature; `None` if it has none of that number.
+    #[must_use]
+    pub fn feature(&self, feature: Feature) -> Option<u32> {
+        self.lock().features.get(feature, 0).ok()
+    }
+
     /// What was counted so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
@@ -277,6 +334,10 @@ impl EmulatedController {
 impl Transport for EmulatedController {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn identity(&self) -> Option<PciIdentity> {
+        self.pci
     }
 
     fn read32(&self, offset: u32) -> u32 {

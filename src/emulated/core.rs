@@ -26,7 +26,7 @@ use crate::hw::transport::{DeviceWake, DoorbellPage};
 use crate::spec::command::{ForceUnitAccess, IoOpcode, SubmissionEntry};
 use crate::spec::register::{ControllerStatus, GONE32};
 use crate::spec::status::StatusCode;
-use crate::units::QueueId;
+use crate::units::{Iova, QueueId};
 
 /// What host and controller share without the lock.
 pub(super) struct Ports {
@@ -55,6 +55,8 @@ pub(super) struct Core {
     pub(super) namespace_changed: bool,
     /// Host memory, once it is mapped, and where it lies in this process.
     pub(super) window: Option<(DmaWindow, u64)>,
+    /// Shadow doorbells and EventIdx, if the host has told where they are.
+    pub(super) shadow: Option<[Iova; 2]>,
     pub(super) submission: Vec<Option<SubmissionQueue>>,
     pub(super) completion: Vec<Option<CompletionQueue>>,
     pub(super) held: Vec<(Until, Answer)>,
@@ -93,6 +95,7 @@ impl Core {
             critical_warning: 0,
             namespace_changed: false,
             window: None,
+            shadow: None,
             submission: (0..queues).map(|_| None).collect(),
             completion: (0..queues).map(|_| None).collect(),
             held: Vec::new(),
@@ -130,10 +133,11 @@ impl Core {
         done
     }
 
-    /// Whether commands are carried out: enabled, ready, not failed, not shut down, not gone.
+    /// Whether commands are carried out: enabled, ready, not failed, not busy with its firmware, not
+    /// shut down, not gone.
     pub(super) fn is_running(&self) -> bool {
         let status = ControllerStatus(self.ports.status.load(Ordering::Relaxed));
-        status.ready() && !status.fatal() && !self.registers.is_shut_down()
+        status.ready() && !status.fatal() && !status.paused() && !self.registers.is_shut_down()
     }
 
     pub(super) fn is_gone(&self) -> bool {
@@ -156,6 +160,7 @@ impl Core {
         self.submission.iter_mut().for_each(|queue| *queue = None);
         self.completion.iter_mut().for_each(|queue| *queue = None);
         self.held.clear();
+        self.shadow = None;
         self.events = Events::default();
         for register in 0..2 * self.submission.len() {
             self.ports.doorbells.store(register, 0);

@@ -19,6 +19,10 @@ pub struct Counters {
     pub flushes: u64,
     /// Write zeroes.
     pub write_zeroes: u64,
+    /// Write zeroes that may deallocate, among them.
+    pub deallocating_write_zeroes: u64,
+    /// Commands whose data was described by an SGL.
+    pub sgls: u64,
     /// Dataset management commands.
     pub dataset_managements: u64,
     /// Calls that made a file durable: what flushes and force unit access cost, shared by all

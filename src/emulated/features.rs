@@ -1,8 +1,9 @@
 //! Features: the settings that a host reads and writes (Base 5.1.25 and 5.2.26).
 
 use super::controller::Settings;
+use super::identify::POWER_STATES;
 use crate::spec::command::{Feature, QueueCounts};
-use crate::spec::log::{NOTIFY_NAMESPACE_ATTRIBUTES, NOTIFY_SMART};
+use crate::spec::log::{NOTIFY_FIRMWARE_ACTIVATION, NOTIFY_NAMESPACE_ATTRIBUTES, NOTIFY_SMART};
 use crate::spec::status::StatusCode;
 
 /// The features of one controller and their values.
@@ -25,7 +26,8 @@ impl Features {
         let granted = QueueCounts { submission: queues, completion: queues }.to_dword();
         let mut features = vec![
             Value::new(Feature::ARBITRATION, 0, 0xffff_ff07),
-            Value::new(Feature::POWER_MANAGEMENT, 0, 0),
+            Value::new(Feature::POWER_MANAGEMENT, 0, 0x1f),
+            Value::new(Feature::AUTONOMOUS_POWER_STATES, 0, 1),
             Value::new(Feature::TEMPERATURE_THRESHOLD, 343, 0x003f_ffff),
             Value::new(Feature::ERROR_RECOVERY, 0, 0xffff),
             Value::new(Feature::NUMBER_OF_QUEUES, granted, u32::MAX),
@@ -34,11 +36,12 @@ impl Features {
             Value::new(
                 Feature::ASYNC_EVENT_CONFIGURATION,
                 0,
-                NOTIFY_SMART | NOTIFY_NAMESPACE_ATTRIBUTES,
+                NOTIFY_SMART | NOTIFY_NAMESPACE_ATTRIBUTES | NOTIFY_FIRMWARE_ACTIVATION,
             ),
         ];
         if settings.volatile_cache {
-            features.push(Value::new(Feature::VOLATILE_WRITE_CACHE, 1, 1));
+            let enabled = u32::from(settings.cache_enabled);
+            features.push(Value::new(Feature::VOLATILE_WRITE_CACHE, enabled, 1));
         }
         Self(features)
     }
@@ -84,7 +87,9 @@ impl Features {
             }
             return Ok(value.current);
         }
-        if wanted & !value.settable != 0 {
+        let states = u32::from(POWER_STATES);
+        let absent = feature == Feature::POWER_MANAGEMENT && wanted >= states;
+        if wanted & !value.settable != 0 || absent {
             return Err(StatusCode::INVALID_FIELD);
         }
         value.current = wanted;

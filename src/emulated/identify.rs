@@ -12,13 +12,14 @@ use crate::spec::identify::{
     IdentifyNvmController, LbaFormat, NamespaceDescriptor, NamespaceIdType, fill_ascii,
 };
 use crate::spec::log::{LogPage, SmartLog};
-use crate::spec::register::VERSION_1_4;
 use crate::spec::status::StatusCode;
 use crate::units::NamespaceId;
 
 /// The one namespace.
 pub(super) const NAMESPACE: NamespaceId = NamespaceId(1);
 const MODEL: &str = "lvolfs emulated controller";
+/// Power states that a host might choose from.
+pub(super) const POWER_STATES: u8 = 4;
 /// Abort commands at once, 0's based; each is answered at once.
 const ABORT_LIMIT: u8 = 3;
 /// Blocks that other commands see written together, 0's based: commands are carried out one after
@@ -82,9 +83,18 @@ impl Core {
         fill_ascii(&mut page.model, MODEL);
         fill_ascii(&mut page.firmware, env!("CARGO_PKG_VERSION"));
         page.max_transfer = self.settings.max_transfer;
-        page.version = U32::new(VERSION_1_4);
-        page.async_events = U32::new(IdentifyController::OAES_NAMESPACE_ATTRIBUTES);
+        page.version = U32::new(self.settings.version);
+        page.async_events = U32::new(
+            IdentifyController::OAES_NAMESPACE_ATTRIBUTES
+                | IdentifyController::OAES_FIRMWARE_ACTIVATION,
+        );
         page.controller_type = 1;
+        if self.settings.shadow_doorbells {
+            page.admin_commands = U16::new(IdentifyController::OACS_DOORBELL_BUFFER);
+        }
+        page.firmware_activation_time = U16::new(self.settings.firmware_activation);
+        // Data blocks with any alignment.
+        page.sgl_support = U32::new(u32::from(self.settings.sgl));
         page.abort_limit = ABORT_LIMIT;
         page.async_event_limit = (REQUEST_LIMIT - 1) as u8;
         // One read-only firmware slot.
@@ -92,6 +102,7 @@ impl Core {
         // Extended data: Get Log Page takes long lengths and offsets.
         page.log_attributes = 1 << 2;
         page.error_log_entries = (errors::ENTRIES - 1) as u8;
+        page.power_states = POWER_STATES - 1;
         page.submission_entry_size = 0x66;
         page.completion_entry_size = 0x44;
         page.namespaces = U32::new(1);
@@ -115,7 +126,7 @@ impl Core {
     fn common_namespace(&self) -> IdentifyNamespace {
         let mut page = IdentifyNamespace::new_zeroed();
         page.formats[0] = LbaFormat::plain(self.media.block_size().shift() as u8);
-        page.deallocate_features = 1 | IdentifyNamespace::DLFEAT_WRITE_ZEROES;
+        page.deallocate_features = self.settings.deallocate_features;
         page
     }
 
@@ -136,7 +147,7 @@ impl Core {
 
     fn identify_independent(&self) -> IdentifyIndependentNamespace {
         let mut page = IdentifyIndependentNamespace::new_zeroed();
-        if !self.settings.volatile_cache {
+        if !self.settings.volatile_cache || !self.settings.namespace_cached {
             page.features = IdentifyIndependentNamespace::NSFEAT_NO_VOLATILE_CACHE;
         }
         // Ready.

@@ -7,6 +7,7 @@ use super::core::{Core, Outcome};
 use super::identify::NAMESPACE;
 use super::prp;
 use super::scatter::Scatter;
+use super::sgl;
 use crate::hw::dma::DmaWindow;
 use crate::spec::command::{
     ALL_NAMESPACES, Deallocate, DsmRange, ForceUnitAccess, IoOpcode, SubmissionEntry,
@@ -34,7 +35,9 @@ impl Core {
         if entry.nsid() != NAMESPACE && !everywhere {
             return Err(StatusCode::INVALID_NAMESPACE);
         }
-        if entry.fused() != 0 || entry.data_pointer_kind() != 0 {
+        // PSDT 10b is for metadata in a segment of its own, and there is no metadata.
+        let kinds = if self.settings.sgl { 0..=1 } else { 0..=0 };
+        if entry.fused() != 0 || !kinds.contains(&entry.data_pointer_kind()) {
             return Err(StatusCode::INVALID_FIELD);
         }
         match opcode {
@@ -68,11 +71,26 @@ impl Core {
         if extent.length > self.max_transfer().get() {
             return Err(StatusCode::INVALID_FIELD);
         }
-        let window = self.window().ok_or(StatusCode::DATA_TRANSFER_ERROR)?;
-        let entries = [entry.prp1.get(), entry.prp2.get()];
-        let walked = prp::walk(&window, entries, extent.length as usize, &mut self.segments);
-        self.note_access(walked)?;
+        let window = self.find_memory(entry, extent.length as usize)?;
         Ok((window, extent))
+    }
+
+    /// Finds the memory of `length` bytes that a command names, and leaves it in `segments`.
+    fn find_memory(
+        &mut self,
+        entry: &SubmissionEntry,
+        length: usize,
+    ) -> Result<DmaWindow, StatusCode> {
+        let window = self.window().ok_or(StatusCode::DATA_TRANSFER_ERROR)?;
+        let walked = if entry.data_pointer_kind() == 0 {
+            let entries = [entry.prp1.get(), entry.prp2.get()];
+            prp::walk(&window, entries, length, &mut self.segments)
+        } else {
+            self.counters.sgls += 1;
+            sgl::walk(&window, entry.sgl(), length, &mut self.segments)
+        };
+        self.note_access(walked)?;
+        Ok(window)
     }
 
     fn read(&mut self, entry: &SubmissionEntry, corrupt: bool) -> Result<Outcome, StatusCode> {
@@ -115,6 +133,7 @@ impl Core {
         self.counters.write_zeroes += 1;
         self.count_forced(entry);
         let deallocate = entry.deallocate() == Deallocate::Yes;
+        self.counters.deallocating_write_zeroes += u64::from(deallocate);
         self.media.zero(tag, offset, length, deallocate)?;
         Ok(done(tag))
     }
@@ -127,11 +146,8 @@ impl Core {
     ) -> Result<Outcome, StatusCode> {
         const RANGE: usize = size_of::<DsmRange>();
         self.counters.dataset_managements += 1;
-        let window = self.window().ok_or(StatusCode::DATA_TRANSFER_ERROR)?;
         let length = entry.range_count() * RANGE;
-        let entries = [entry.prp1.get(), entry.prp2.get()];
-        let walked = prp::walk(&window, entries, length, &mut self.segments);
-        self.note_access(walked)?;
+        let window = self.find_memory(entry, length)?;
         let mut bytes = [0; prp::PAGE];
         let bytes = &mut bytes[..length];
         let taken = Scatter::new(&window, &self.segments).take(bytes);

@@ -97,6 +97,11 @@ impl SubmissionQueue {
         result
     }
 
+    /// The value of the doorbell that was last looked at.
+    pub(super) fn rung(&self) -> u32 {
+        self.rung
+    }
+
     /// How far commands were fetched, as a completion reports it.
     pub(super) fn head(&self) -> u16 {
         self.head as u16

@@ -12,8 +12,7 @@ use crate::spec::command::SUBMISSION_ENTRY_SIZE;
 use crate::spec::completion::COMPLETION_ENTRY_SIZE;
 use crate::spec::register::{
     ACQ, AQA, ASQ, AdminQueueAttributes, CAP, CC, CSTS, Capabilities, Configuration,
-    ControllerStatus, GONE32, INTMC, INTMS, NSSR, NSSR_RESET, Shutdown, ShutdownStatus,
-    VERSION_1_4, VS,
+    ControllerStatus, GONE32, INTMC, INTMS, NSSR, NSSR_RESET, Shutdown, ShutdownStatus, VS,
 };
 use crate::units::{Iova, QueueId};
 
@@ -27,13 +26,16 @@ pub(super) struct Registers {
     interrupt_mask: u32,
     /// A change of CSTS that takes its time, and when it is done.
     change: Option<(Duration, u32)>,
+    /// When the activation of firmware ends.
+    paused_until: Option<Duration>,
     shut_down: bool,
 }
 
 impl Registers {
     /// When CSTS changes by itself.
     pub(super) fn change_due(&self) -> Option<Duration> {
-        self.change.map(|(due, _)| due)
+        let change = self.change.map(|(due, _)| due);
+        change.into_iter().chain(self.paused_until).filter(|due| *due != Duration::MAX).min()
     }
 
     /// Whether the host announced a shutdown and did not enable the controller again since.
@@ -72,7 +74,7 @@ impl Core {
         match offset {
             CAP => low(self.capabilities()),
             0x04 => high(self.capabilities()),
-            VS => VERSION_1_4,
+            VS => self.settings.version,
             INTMS | INTMC => registers.interrupt_mask,
             CC => registers.configuration.0,
             CSTS => self.ports.status.load(Ordering::Acquire),
@@ -185,7 +187,9 @@ impl Core {
         let status = self.ports.status.load(Ordering::Relaxed);
         let kept = status & ControllerStatus::SUBSYSTEM_RESET_OCCURRED;
         self.registers.change = None;
-        self.ports.status.fetch_and(!ControllerStatus::FATAL, Ordering::Release);
+        self.registers.paused_until = None;
+        let gone = ControllerStatus::FATAL | ControllerStatus::PAUSED;
+        self.ports.status.fetch_and(!gone, Ordering::Release);
         self.change_status(self.settings.disable_delay, kept);
     }
 
@@ -217,6 +221,20 @@ impl Core {
         {
             self.registers.change = None;
             self.ports.status.store(status, Ordering::Release);
+        }
+        if self.registers.paused_until.is_some_and(|end| end <= self.clock && end != Duration::MAX)
+            && !self.is_gone()
+        {
+            self.registers.paused_until = None;
+            self.ports.status.fetch_and(!ControllerStatus::PAUSED, Ordering::Release);
+        }
+    }
+
+    /// Stands still for a while, and says so.
+    pub(super) fn pause(&mut self, takes: Duration) {
+        if self.is_running() {
+            self.registers.paused_until = Some(self.clock.saturating_add(takes));
+            self.ports.status.fetch_or(ControllerStatus::PAUSED, Ordering::Release);
         }
     }
 

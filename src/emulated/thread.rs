@@ -96,6 +96,7 @@ fn sleep(controller: &EmulatedController, stop: &AtomicBool) {
     });
     let awake = || {
         let core = controller.lock();
+        core.ask_for_doorbells();
         stop.load(Ordering::Acquire) || core.has_work() || core.next_due() != due
     };
     controller.device_wake().sleep_unless(timeout, awake);

@@ -500,6 +500,27 @@ impl SharedMemory {
         self.words()[offset / 8].store(value.to_le(), Ordering::Relaxed);
     }
 
+    /// The half of a word at `offset`. Memory that is used by halves is never used by words at the
+    /// same time.
+    fn half(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= self.words * 8, "no half at {offset}");
+        // SAFETY: aligned and within `memory`, as just checked; `memory` lives as long as `self`.
+        unsafe { self.base.cast::<AtomicU32>().add(offset / 4).as_ref() }
+    }
+
+    /// Loads four bytes (acquire).
+    #[inline]
+    #[must_use]
+    pub fn load_half(&self, offset: usize) -> u32 {
+        u32::from_le(self.half(offset).load(Ordering::Acquire))
+    }
+
+    /// Stores four bytes: what was stored before is visible to who sees them (release).
+    #[inline]
+    pub fn store_half(&self, offset: usize, value: u32) {
+        self.half(offset).store(value.to_le(), Ordering::Release);
+    }
+
     /// Stores `first`, `first + step` and so on, `count` words from `offset`, like `store`.
     #[inline]
     pub fn store_series(&self, offset: usize, count: usize, first: u64, step: u64) {

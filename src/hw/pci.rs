@@ -73,6 +73,8 @@ pub struct PciIdentity {
     pub device: u16,
     /// Base class, subclass and programming interface, as [`CLASS_NVME`].
     pub class: u32,
+    /// Vendor and device of the subsystem: who sells it and what as.
+    pub subsystem: (u16, u16),
 }
 
 /// One function in sysfs.
@@ -101,10 +103,15 @@ impl PciFunction {
     /// # Errors
     /// The system's; `InvalidData` for an attribute that is no number.
     pub fn identity(&self) -> io::Result<PciIdentity> {
-        let narrow = |value| u16::try_from(value).map_err(|_| io::ErrorKind::InvalidData.into());
-        let vendor: io::Result<u16> = narrow(self.number("vendor")?);
-        let device: io::Result<u16> = narrow(self.number("device")?);
-        Ok(PciIdentity { vendor: vendor?, device: device?, class: self.number("class")? })
+        let narrow = |attribute| -> io::Result<u16> {
+            u16::try_from(self.number(attribute)?).map_err(|_| io::ErrorKind::InvalidData.into())
+        };
+        Ok(PciIdentity {
+            vendor: narrow("vendor")?,
+            device: narrow("device")?,
+            class: self.number("class")?,
+            subsystem: (narrow("subsystem_vendor")?, narrow("subsystem_device")?),
+        })
     }
 
     fn number(&self, attribute: &str) -> io::Result<u32> {
@@ -181,7 +188,13 @@ pub(super) mod tests {
             let folder = self.path().join("devices").join(address);
             fs::create_dir_all(&folder).unwrap();
             symlink(&folder, self.path().join("bus/pci/devices").join(address)).unwrap();
-            for (name, text) in [("vendor", "0x1b36"), ("device", "0x0010"), ("class", class)] {
+            for (name, text) in [
+                ("vendor", "0x1b36"),
+                ("device", "0x0010"),
+                ("class", class),
+                ("subsystem_vendor", "0x1af4"),
+                ("subsystem_device", "0x1100"),
+            ] {
                 fs::write(folder.join(name), format!("{text}\n")).unwrap();
             }
             if !driver.is_empty() {
@@ -217,7 +230,12 @@ pub(super) mod tests {
         sysfs.add("0000:03:00.0", "0x010802", "", None);
         let find = |text: &str| PciFunction::find(sysfs.path(), text.parse().unwrap());
         let drive = find("0000:02:00.0").unwrap();
-        let identity = PciIdentity { vendor: 0x1b36, device: 0x10, class: CLASS_NVME };
+        let identity = PciIdentity {
+            vendor: 0x1b36,
+            device: 0x10,
+            class: CLASS_NVME,
+            subsystem: (0x1af4, 0x1100),
+        };
         assert_eq!(drive.identity().unwrap(), identity);
         assert_eq!(drive.driver().as_deref(), Some("vfio-pci"));
         assert_eq!(drive.iommu_group(), Some(12));

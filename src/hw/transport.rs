@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
 use super::dma::DmaArena;
 use super::event::EventFd;
+use super::pci::PciIdentity;
 
 /// How a driver reaches one controller. Register offsets are those of BAR 0 (NVMe Base 3.1).
 ///
@@ -20,6 +21,10 @@ use super::event::EventFd;
 pub trait Transport: Send + Sync {
     /// What an operator calls this controller: a PCI address or a path.
     fn name(&self) -> &str;
+    /// Who made it, as far as the bus tells.
+    fn identity(&self) -> Option<PciIdentity> {
+        None
+    }
     /// Reads a 32-bit register.
     fn read32(&self, offset: u32) -> u32;
     /// Writes a 32-bit register.

@@ -136,12 +136,6 @@ impl VfioTransport {
         self.address
     }
 
-    /// Who made the device.
-    #[must_use]
-    pub fn identity(&self) -> PciIdentity {
-        self.identity
-    }
-
     /// Which of VFIO's two ways leads to the device.
     #[must_use]
     pub fn access(&self) -> VfioAccess {
@@ -307,6 +301,10 @@ fn new_event(device: PciAddress) -> Result<Arc<EventFd>, VfioError> {
 impl Transport for VfioTransport {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn identity(&self) -> Option<PciIdentity> {
+        Some(self.identity)
     }
 
     fn read32(&self, offset: u32) -> u32 {

@@ -11,17 +11,21 @@ use super::identity::ControllerIdentity;
 use super::link::{Link, LinkState};
 use super::namespace::Namespace;
 use super::queue_pair::{Completion, Parts, QueuePair, Target, milliseconds};
+use super::quirks::Quirks;
 use super::rings::Doorbells;
+use super::shadow::{Bell, ShadowPages};
 use crate::hw::dma::{DmaArena, DmaBuffer, PAGE};
 use crate::hw::transport::Transport;
 use crate::reactor::clock::Instant;
-use crate::spec::command::{AdminOpcode, IdentifyKind, SubmissionEntry};
+use crate::spec::command::{AdminOpcode, IdentifyKind, SUBMISSION_ENTRY_SIZE, SubmissionEntry};
 use crate::spec::log::{AsyncEvent, LogPage};
 use crate::spec::register::{self, Capabilities, ControllerStatus};
 use crate::units::{ByteCount, Iova, NamespaceId, QueueId};
 
 /// Entries of the admin queue: event requests, aborts and one command fit with room to spare.
-pub(crate) const ADMIN_ENTRIES: u16 = 32;
+const ADMIN_ENTRIES: u16 = 32;
+/// So many submission entries fill a page.
+const PAGE_OF_ENTRIES: u16 = (PAGE / SUBMISSION_ENTRY_SIZE) as u16;
 /// Aborts that are outstanding at most, whatever the controller allows.
 const MAX_ABORTS: u16 = 4;
 /// Tokens of the admin queue below these are commands that are waited for.
@@ -44,8 +48,11 @@ pub(crate) struct Core {
     pub(crate) arena: DmaArena,
     pub(crate) settings: Settings,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) quirks: Quirks,
     pub(crate) capabilities: Capabilities,
     pub(crate) version: u32,
+    /// Doorbells in memory, once the controller was seen to have them.
+    pub(crate) shadow: Option<Arc<ShadowPages>>,
     /// Made in bring-up, kept through resets.
     pub(crate) admin: Option<(QueuePair, Arc<Link>)>,
     pub(crate) identity: Option<ControllerIdentity>,
@@ -73,12 +80,14 @@ impl Core {
         shared: Arc<Shared>,
     ) -> Self {
         Self {
+            quirks: Quirks::of(transport.identity()),
             transport,
             arena,
             settings,
             shared,
             capabilities: Capabilities(0),
             version: 0,
+            shadow: None,
             admin: None,
             identity: None,
             namespaces: Vec::new(),
@@ -105,12 +114,53 @@ impl Core {
         let offsets = register::submission_doorbell(id.get(), stride)
             .zip(register::completion_doorbell(id.get(), stride));
         let (submission, completion) = offsets.ok_or(outside)?;
-        let doorbell = |offset| {
-            self.transport
-                .doorbell(offset)
-                .map_err(|source| NvmeError::Transport { operation: "mapping a doorbell", source })
+        let bell = |offset| {
+            let register = self.transport.doorbell(offset).map_err(|source| {
+                NvmeError::Transport { operation: "mapping a doorbell", source }
+            })?;
+            let bell = Bell::new(register);
+            Ok(match &self.shadow {
+                // The admin queue has none.
+                Some(pages) if id != QueueId(0) => {
+                    bell.shadowed(pages, offset - register::DOORBELLS)
+                }
+                _ => bell,
+            })
         };
-        Ok(Doorbells { submission: doorbell(submission)?, completion: doorbell(completion)? })
+        Ok(Doorbells { submission: bell(submission)?, completion: bell(completion)? })
+    }
+
+    /// Entries of the admin queue.
+    pub(crate) fn admin_entries(&self) -> u16 {
+        if self.quirks.page_of_admin_entries { PAGE_OF_ENTRIES } else { ADMIN_ENTRIES }
+    }
+
+    /// Tells the controller of doorbells in memory, if it has any use for them. It forgets them
+    /// when it is disabled.
+    pub(crate) async fn configure_shadow_doorbells(&mut self) -> Result<(), NvmeError> {
+        if let Some(pages) = &self.shadow {
+            pages.set_active(false);
+        }
+        if !self.identity.as_ref().is_some_and(|identity| identity.shadow_doorbells) {
+            return Ok(());
+        }
+        if self.shadow.is_none() {
+            self.shadow = ShadowPages::new(&self.arena).map(Arc::new);
+        }
+        let Some(pages) = self.shadow.clone() else {
+            info!(name = self.transport.name(), "no DMA memory left for shadow doorbells");
+            return Ok(());
+        };
+        let (shadow, events) = pages.addresses();
+        let told = self.execute(SubmissionEntry::doorbell_buffers(shadow, events), None).await;
+        match told {
+            Ok(_) => pages.set_active(true),
+            Err(NvmeError::Command { status, .. }) => {
+                info!(name = self.transport.name(), %status, "it refuses shadow doorbells");
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// Makes the admin queue's memory, once. Returns its ring addresses.
@@ -119,7 +169,7 @@ impl Core {
             let link = Arc::new(Link::new());
             let parts = Parts {
                 id: QueueId(0),
-                entries: ADMIN_ENTRIES,
+                entries: self.admin_entries(),
                 arena: &self.arena,
                 doorbells: self.doorbells(QueueId(0))?,
                 link: Arc::clone(&link),
@@ -174,7 +224,7 @@ impl Core {
         }
     }
 
-    fn check_health(&mut self) {
+    pub(crate) fn check_health(&mut self) {
         let status = self.status();
         if status.gone() {
             self.trouble.get_or_insert(ResetCause::Gone);
@@ -265,9 +315,10 @@ impl Core {
             ResetCause::AdminTimeout => {
                 NvmeError::NoAnswer { command, limit: self.settings.admin_timeout }
             }
-            ResetCause::QueueTimeout(_) | ResetCause::Requested | ResetCause::BusError => {
-                NvmeError::Interrupted { command }
-            }
+            ResetCause::QueueTimeout(_)
+            | ResetCause::FirmwareTimeout
+            | ResetCause::Requested
+            | ResetCause::BusError => NvmeError::Interrupted { command },
         }
     }
 

@@ -108,7 +108,7 @@ pub enum Event {
         /// The pair, to be moved to the thread that uses it.
         result: Result<Box<QueuePair>, NvmeError>,
     },
-    /// A queue pair was deleted. If that failed, its memory stays in quarantine.
+    /// A queue pair was deleted. If that failed, its memory stays the device's until a reset.
     QueuePairDeleted {
         /// Of the request.
         tag: u64,

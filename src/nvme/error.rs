@@ -118,6 +118,8 @@ pub enum ResetCause {
     AdminTimeout,
     /// A command of an I/O queue was not answered, although it was aborted.
     QueueTimeout(QueueId),
+    /// It activated firmware for longer than it said that it would.
+    FirmwareTimeout,
     /// Its registers read as ones.
     Gone,
     /// The bus reported an error of it.
@@ -132,6 +134,7 @@ impl fmt::Display for ResetCause {
             Self::Fatal => f.write_str("it reported a fatal error"),
             Self::AdminTimeout => f.write_str("an admin command was not answered"),
             Self::QueueTimeout(id) => write!(f, "a command of queue {id} was not answered"),
+            Self::FirmwareTimeout => f.write_str("it did not end activating its firmware in time"),
             Self::Gone => f.write_str("it stopped answering"),
             Self::BusError => f.write_str("the bus reported an error of it"),
             Self::Requested => f.write_str("it was asked for"),
@@ -162,6 +165,9 @@ pub enum RejectReason {
     /// A reset is under way. Poll, then try again.
     #[error("the controller is being reset")]
     Resetting,
+    /// The controller activates firmware and takes no commands. Poll, then try again.
+    #[error("the controller is activating firmware")]
+    Paused,
     /// The controller is gone or was given up.
     #[error("the controller is gone")]
     Gone,

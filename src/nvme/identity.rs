@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::prp::MAX_TRANSFER;
+use super::quirks::Quirks;
 use crate::spec::identify::{IdentifyController, IdentifyNvmController, ascii};
 use crate::spec::register::Capabilities;
 use crate::units::ByteCount;
@@ -51,6 +52,15 @@ pub struct ControllerIdentity {
     pub(crate) discard_ranges: usize,
     /// Blocks of one such range, and of all, as far as it is stated.
     pub(crate) discard_blocks: (Option<u32>, Option<u64>),
+    /// Whether long transfers are described by SGLs instead of PRP lists.
+    pub sgl: bool,
+    /// Whether doorbells are rung in memory where it does not listen (Doorbell Buffer Config).
+    pub shadow_doorbells: bool,
+    /// Whether queue pairs can have interrupts of their own.
+    pub queue_interrupts: bool,
+    /// The longest that it stands still to activate firmware, if it says so (MTFA).
+    pub(crate) firmware_activation: Option<Duration>,
+    pub(crate) quirks: Quirks,
     pub(crate) event_requests: u8,
     pub(crate) supported_events: u32,
     pub(crate) shutdown_limit: Duration,
@@ -58,7 +68,12 @@ pub struct ControllerIdentity {
 
 impl ControllerIdentity {
     /// Reads Identify Controller. What other commands tell is filled in later.
-    pub(crate) fn new(identify: &IdentifyController, cap: Capabilities, version: u32) -> Self {
+    pub(crate) fn new(
+        identify: &IdentifyController,
+        cap: Capabilities,
+        version: u32,
+        quirks: Quirks,
+    ) -> Self {
         let entry = Duration::from_micros(identify.entry_latency.get().into());
         Self {
             serial: ascii(&identify.serial),
@@ -70,17 +85,29 @@ impl ControllerIdentity {
             version: ((version >> 16) as u16, (version >> 8) as u8, version as u8),
             max_transfer: power_of_two_limit(identify.max_transfer, cap)
                 .map_or(MAX_TRANSFER, |limit| ByteCount(limit.min(MAX_TRANSFER.get()))),
-            max_queue_entries: cap.max_queue_entries(),
+            max_queue_entries: quirks.cut_queue(cap.max_queue_entries()),
             max_queue_pairs: 0,
             volatile_write_cache: identify.volatile_write_cache & IdentifyController::VWC_PRESENT
                 != 0,
-            write_zeroes: identify.supports(IdentifyController::ONCS_WRITE_ZEROES),
+            write_zeroes: identify.supports(IdentifyController::ONCS_WRITE_ZEROES)
+                && !quirks.write_zeroes_fails,
             dataset_management: identify.supports(IdentifyController::ONCS_DATASET_MANAGEMENT),
             abort_limit: u16::from(identify.abort_limit) + 1,
             retry_delays: identify.retry_delays.map(zerocopy::little_endian::U16::get),
             write_zeroes_limit: None,
             discard_ranges: crate::spec::command::MAX_DSM_RANGES,
             discard_blocks: (None, None),
+            sgl: matches!(identify.sgl_support.get() & IdentifyController::SGLS_SUPPORTED, 1 | 2)
+                && !quirks.sgl_fails,
+            shadow_doorbells: identify.admin_commands.get()
+                & IdentifyController::OACS_DOORBELL_BUFFER
+                != 0,
+            queue_interrupts: !quirks.one_vector,
+            firmware_activation: match identify.firmware_activation_time.get() {
+                0 => None,
+                units => Some(Duration::from_millis(u64::from(units) * 100)),
+            },
+            quirks,
             event_requests: identify.async_event_limit.saturating_add(1).min(MAX_EVENT_REQUESTS),
             supported_events: identify.async_events.get(),
             shutdown_limit: entry.clamp(SHUTDOWN_LIMITS.0, SHUTDOWN_LIMITS.1),
@@ -118,7 +145,7 @@ mod tests {
         let cap = Capabilities::emulated(1024, 1);
         for byte in [0, 1, 0x7f, 0xff] {
             let page = IdentifyController::read_from_bytes(&[byte; 4096]).unwrap();
-            let mut identity = ControllerIdentity::new(&page, cap, u32::MAX);
+            let mut identity = ControllerIdentity::new(&page, cap, u32::MAX, Quirks::default());
             assert!(identity.max_transfer >= ByteCount(4096));
             assert!(identity.max_transfer <= MAX_TRANSFER);
             assert!((1..=MAX_EVENT_REQUESTS).contains(&identity.event_requests));

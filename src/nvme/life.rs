@@ -28,8 +28,13 @@ use crate::units::{ByteCount, NamespaceId, QueueId};
 const MAX_NAMESPACES: usize = 128;
 /// Bytes of an error log entry: reading one clears an error event.
 const ERROR_LOG_LENGTH: usize = 64;
+/// Bytes of the firmware slot log: reading it clears the event of an activation.
+const FIRMWARE_LOG_LENGTH: usize = 512;
 /// Bytes of the SMART log.
 const SMART_LOG_LENGTH: usize = size_of::<SmartLog>();
+
+/// A queue's priority class.
+const MEDIUM: u8 = 2;
 
 /// Why service ended.
 enum Pause {
@@ -44,6 +49,12 @@ pub(crate) async fn live_and_end(mut core: Core) {
     let outcome = core.live().await;
     for queue in &core.queues {
         queue.link.end(core.quiet);
+        if core.quiet {
+            queue.link.reclaim_remains();
+        }
+    }
+    if let Some(pages) = core.shadow.as_ref().filter(|_| core.quiet) {
+        pages.release();
     }
     if let Some((_, link)) = &core.admin {
         link.end(core.quiet);
@@ -98,6 +109,7 @@ impl Core {
         self.identify_controller().await?;
         self.set_queue_count().await?;
         self.read_cache_state().await?;
+        self.configure_shadow_doorbells().await?;
         self.configure_events().await
     }
 
@@ -121,8 +133,8 @@ impl Core {
             unreachable!("a page is as long as Identify Controller")
         };
         let cap = self.capabilities;
-        let mut identity = ControllerIdentity::new(identify, cap, self.version);
-        if self.version >= VERSION_2_0 {
+        let mut identity = ControllerIdentity::new(identify, cap, self.version, self.quirks);
+        if self.version >= VERSION_2_0 && !self.quirks.old_identify {
             let limits = self.identify(IdentifyKind::COMMAND_SET_CONTROLLER, NamespaceId(0)).await;
             if let Some(page) = optional(limits)?
                 && let Ok(limits) = IdentifyNvmController::ref_from_bytes(&page)
@@ -172,8 +184,13 @@ impl Core {
 
     /// The namespaces that can be used, and why the others cannot.
     async fn find_namespaces(&mut self) -> Result<(Vec<Namespace>, Vec<NvmeError>), NvmeError> {
-        let list = self.identify(IdentifyKind::ACTIVE_NAMESPACES, NamespaceId(0)).await;
-        let mut ids = match optional(list)? {
+        let list = match self.quirks.old_identify {
+            true => None,
+            false => {
+                optional(self.identify(IdentifyKind::ACTIVE_NAMESPACES, NamespaceId(0)).await)?
+            }
+        };
+        let mut ids = match list {
             Some(page) => match NamespaceList::ref_from_bytes(&page) {
                 Ok(list) => list.iter().collect(),
                 Err(_) => unreachable!("a page is as long as a namespace list"),
@@ -200,7 +217,7 @@ impl Core {
 
     async fn identify_namespace(&mut self, id: NamespaceId) -> Result<Namespace, NvmeError> {
         let mut cached = true;
-        if self.version >= VERSION_2_0 {
+        if self.version >= VERSION_2_0 && !self.quirks.old_identify {
             let page = self.identify(IdentifyKind::INDEPENDENT_NAMESPACE, id).await;
             if let Some(page) = optional(page)?
                 && let Ok(identify) = IdentifyIndependentNamespace::ref_from_bytes(&page)
@@ -253,8 +270,15 @@ impl Core {
             } else if let Some(index) = self.queue_to_create() {
                 self.create_again(index).await
             } else if let Some(index) = self.abandoned_queue() {
-                let id = self.queues.swap_remove(index).id;
-                self.delete_queues(id).await
+                let queue = self.queues.swap_remove(index);
+                let deleted = self.delete_queues(queue.id).await;
+                match &deleted {
+                    Ok(()) => queue.link.reclaim_remains(),
+                    // A reset is due, and finds it.
+                    Err(_) if self.trouble.is_some() => self.queues.push(queue),
+                    Err(_) => {}
+                }
+                deleted
             } else {
                 match self.shared.next_request() {
                     Some(Request::Shutdown) => return Pause::Shutdown,
@@ -283,6 +307,14 @@ impl Core {
                     Ok(_) => self.rescan().await,
                     Err(error) => Err(error),
                 }
+            }
+            (AsyncEventType::NOTICE, AsyncEvent::FIRMWARE_ACTIVATION) => {
+                self.shared.emit(Event::Notice(event));
+                self.await_firmware().await;
+                if self.trouble.is_some() {
+                    return Ok(());
+                }
+                self.log_page(LogPage::FIRMWARE, FIRMWARE_LOG_LENGTH).await.map(drop)
             }
             (AsyncEventType::SMART, _) => self.report_health().await,
             (AsyncEventType::ERROR, _) => {
@@ -338,7 +370,7 @@ impl Core {
         let namespace = self.namespaces.iter().find(|known| known.id == wanted.namespace);
         let inactive = super::namespace::NamespaceRefused::Inactive;
         let refused = NvmeError::Namespace { id: wanted.namespace, reason: inactive };
-        let target = Target::io(namespace.ok_or(refused)?, wanted);
+        let target = Target::io(namespace.ok_or(refused)?, self.identity(), wanted);
         let largest = self.identity().max_queue_entries.min(MAX_ENTRIES.into());
         let entries = wanted.entries.clamp(2, u16::try_from(largest).unwrap_or(MAX_ENTRIES));
         let link = Arc::new(Link::new());
@@ -365,8 +397,11 @@ impl Core {
                 pair.retire();
                 Err(error)
             }
-            // Nobody knows; the pair is dropped, its memory stays in quarantine.
-            Err(error) => Err(error),
+            // Nobody knows: a reset will end it, and the memory that the dropped pair leaves.
+            Err(error) => {
+                self.queues.push(queue);
+                Err(error)
+            }
         }
     }
 
@@ -377,7 +412,10 @@ impl Core {
         let vector = queue.vector;
         let create = SubmissionEntry::create_completion_queue(id, entries, completions, vector);
         self.execute(create, None).await?;
-        let create = SubmissionEntry::create_submission_queue(id, entries, submissions, id);
+        let mut create = SubmissionEntry::create_submission_queue(id, entries, submissions, id);
+        if self.quirks.medium_priority {
+            create = create.with_queue_priority(MEDIUM);
+        }
         let created = self.execute(create, None).await;
         if let Err(NvmeError::Command { .. }) = &created {
             self.execute(SubmissionEntry::delete_completion_queue(id), None).await?;
@@ -401,8 +439,7 @@ impl Core {
         };
         let link = Arc::clone(&self.queues[index].link);
         if link.state() == LinkState::Live {
-            // A failure drops the pair with its link live: quarantined, until a reset finds the
-            // queue abandoned.
+            // A failure drops the pair with its link live; its queue is then found abandoned.
             self.delete_queues(id).await?;
             self.queues.retain(|queue| queue.id != id);
             pair.retire();
@@ -419,12 +456,23 @@ impl Core {
         self.queues.iter().position(|queue| queue.link.state() == LinkState::Surrendered)
     }
 
-    /// A queue whose pair was dropped. Its memory is in quarantine, or already freed.
+    /// A queue whose pair was dropped, and that the controller still knows.
     fn abandoned_queue(&mut self) -> Option<usize> {
-        self.queues.retain(|queue| queue.link.state() != LinkState::Dead);
+        self.bury_queues();
         self.queues.iter().position(|queue| {
             queue.link.state() == LinkState::Live && Arc::strong_count(&queue.link) == 1
         })
+    }
+
+    /// Forgets queues whose pairs were dropped and that the controller does not know any more.
+    pub(crate) fn bury_queues(&mut self) {
+        self.queues.retain(|queue| {
+            let dropped = Arc::strong_count(&queue.link) == 1;
+            if dropped && queue.link.close() {
+                queue.link.reclaim_remains();
+            }
+            queue.link.state() != LinkState::Dead
+        });
     }
 
     async fn create_again(&mut self, index: usize) -> Result<(), NvmeError> {

@@ -4,10 +4,13 @@
 //! ```text
 //!          controller          controller         pair               controller          controller
 //!   Live -------------> Stopping -------> Stopped ------> Surrendered ----------> Creating ---> Live
+//!   Live <------------> Paused ---------> Stopping
 //!     any state ------> Dead / DeadUnproven (the end)
 //! ```
 //!
 //! * `Live`: commands may be submitted.
+//! * `Paused`: the controller activates firmware. No commands; what has completed may be taken; all
+//!   memory is still the device's.
 //! * `Stopping`: a reset is on its way. No commands; what has completed may still be taken; all
 //!   memory is still the device's.
 //! * `Stopped`: the controller was seen to be disabled. All memory is ours again. The pair ends
@@ -26,7 +29,9 @@
 //! queue is created anew only once that same owner has surrendered.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
+use super::queue_pair::Remains;
 use crate::units::CommandId;
 
 /// Who may do what with a queue pair now.
@@ -40,6 +45,7 @@ pub(crate) enum LinkState {
     Creating,
     Dead,
     DeadUnproven,
+    Paused,
 }
 
 /// Between one queue pair and its controller.
@@ -49,6 +55,8 @@ pub(crate) struct Link {
     /// A command to abort: its identifier, or [`NO_ABORT`].
     abort: AtomicU32,
     hopeless: AtomicBool,
+    /// What a pair left behind that was dropped.
+    remains: Mutex<Option<Remains>>,
 }
 
 const NO_ABORT: u32 = u32::MAX;
@@ -59,6 +67,7 @@ impl Link {
             state: AtomicU32::new(LinkState::Live as u32),
             abort: AtomicU32::new(NO_ABORT),
             hopeless: AtomicBool::new(false),
+            remains: Mutex::new(None),
         }
     }
 
@@ -73,6 +82,7 @@ impl Link {
             3 => LinkState::Surrendered,
             4 => LinkState::Creating,
             5 => LinkState::Dead,
+            7 => LinkState::Paused,
             _ => LinkState::DeadUnproven,
         }
     }
@@ -88,6 +98,7 @@ impl Link {
     /// as it is.
     pub(crate) fn stop(&self) {
         let _ = self.change(LinkState::Live, LinkState::Stopping)
+            || self.change(LinkState::Paused, LinkState::Stopping)
             || self.change(LinkState::Creating, LinkState::Stopping);
     }
 
@@ -103,6 +114,7 @@ impl Link {
         let used = if disabled { LinkState::Dead } else { LinkState::DeadUnproven };
         for (from, to) in [
             (LinkState::Live, used),
+            (LinkState::Paused, used),
             (LinkState::Stopping, used),
             (LinkState::Creating, used),
             (LinkState::Stopped, LinkState::Dead),
@@ -112,6 +124,34 @@ impl Link {
             if self.change(from, to) {
                 return;
             }
+        }
+    }
+
+    /// Controller: it takes no commands for a while.
+    pub(crate) fn pause(&self) {
+        self.change(LinkState::Live, LinkState::Paused);
+    }
+
+    /// Controller: it takes commands again.
+    pub(crate) fn resume(&self) {
+        self.change(LinkState::Paused, LinkState::Live);
+    }
+
+    /// Pair, while dropped: leaves what the device may still use to the controller.
+    pub(crate) fn leave(&self, remains: Remains) {
+        *self.remains.lock().unwrap_or_else(PoisonError::into_inner) = Some(remains);
+        // The controller may have been disabled, and have looked for it, just before.
+        if self.close() {
+            self.reclaim_remains();
+        }
+    }
+
+    /// Frees what a dropped pair has left, if anything. Only once the device does not use it any
+    /// more.
+    pub(crate) fn reclaim_remains(&self) {
+        let remains = self.remains.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(remains) = remains {
+            remains.reclaim();
         }
     }
 

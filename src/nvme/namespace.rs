@@ -31,7 +31,9 @@ pub struct Namespace {
     pub preferred_write_blocks: u32,
     /// What a deallocated block reads as.
     pub deallocated_reads: DeallocatedReads,
-    /// Whether Write Zeroes with DEAC deallocates, and the blocks then read as zeros.
+    /// Whether Write Zeroes may deallocate (DEAC): the namespace says that it does so, and that
+    /// deallocated blocks read as zeros (DLFEAT), which is Linux's rule. Never on a thin one, where
+    /// a later write to the blocks could then find no space.
     pub zeroes_by_deallocation: bool,
     /// Blocks of the largest Write Zeroes; 0 if there is none.
     pub max_write_zeroes_blocks: u32,
@@ -131,6 +133,8 @@ impl Namespace {
             return Err(NamespaceRefused::TransferTooSmall { block_size, max_transfer });
         }
         let deallocated_reads = identify.deallocated_reads();
+        let thin = identify.features & IdentifyNamespace::NSFEAT_THIN != 0;
+        let identified = !controller.quirks.identifiers_repeat;
         let deallocates =
             identify.deallocate_features & IdentifyNamespace::DLFEAT_WRITE_ZEROES != 0;
         Ok(Self {
@@ -142,7 +146,9 @@ impl Namespace {
             atomic_write_blocks: atomic_write(identify),
             preferred_write_blocks: preferred_write(identify),
             deallocated_reads,
-            zeroes_by_deallocation: deallocates && deallocated_reads == DeallocatedReads::Zeros,
+            zeroes_by_deallocation: deallocates
+                && deallocated_reads == DeallocatedReads::Zeros
+                && !thin,
             max_write_zeroes_blocks: write_zeroes_blocks(controller, block_size),
             max_discard_ranges: match controller.dataset_management {
                 true => controller.discard_ranges,
@@ -151,9 +157,9 @@ impl Namespace {
             max_discard_range_blocks: controller.discard_blocks.0.unwrap_or(u32::MAX),
             max_discard_blocks: controller.discard_blocks.1.unwrap_or(u64::MAX),
             write_protected: identify.attributes & IdentifyNamespace::NSATTR_WRITE_PROTECTED != 0,
-            thin: identify.features & IdentifyNamespace::NSFEAT_THIN != 0,
-            nguid: identify.nguid,
-            eui64: identify.eui64,
+            thin,
+            nguid: if identified { identify.nguid } else { [0; 16] },
+            eui64: if identified { identify.eui64 } else { [0; 8] },
         })
     }
 
@@ -222,6 +228,7 @@ mod tests {
     use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
     use super::*;
+    use crate::nvme::quirks::Quirks;
     use crate::spec::identify::{IdentifyController, LbaFormat};
     use crate::spec::register::Capabilities;
 
@@ -230,7 +237,12 @@ mod tests {
         page.max_transfer = 5;
         page.volatile_write_cache = 1;
         page.optional_commands.set(0xc);
-        ControllerIdentity::new(&page, Capabilities::emulated(64, 1), 0x0001_0400)
+        ControllerIdentity::new(
+            &page,
+            Capabilities::emulated(64, 1),
+            0x0001_0400,
+            Quirks::default(),
+        )
     }
 
     fn page(shift: u8) -> IdentifyNamespace {
@@ -273,6 +285,35 @@ mod tests {
         assert_eq!(read(&page).unwrap().atomic_write_blocks, 8, "of 11");
         page.atomic_boundary_offset.set(1);
         assert_eq!(read(&page).unwrap().atomic_write_blocks, 1);
+    }
+
+    #[test]
+    fn zeroing_deallocates_where_that_is_promised_and_takes_no_space_away() {
+        for (features, thin, expected) in [
+            (0, false, false),
+            (1, false, false),
+            (1 << 3, false, false),
+            (1 | 1 << 3, false, true),
+            (2 | 1 << 3, false, false),
+            (1 | 1 << 3, true, false),
+        ] {
+            let mut page = page(12);
+            page.deallocate_features = features;
+            page.features = if thin { IdentifyNamespace::NSFEAT_THIN } else { 0 };
+            let namespace = read(&page).unwrap();
+            assert_eq!(namespace.zeroes_by_deallocation, expected, "DLFEAT {features:#x}");
+        }
+    }
+
+    #[test]
+    fn identifiers_that_drives_share_are_none() {
+        let mut page = page(12);
+        (page.nguid, page.eui64) = ([1; 16], [2; 8]);
+        assert_eq!(read(&page).unwrap().nguid, [1; 16]);
+        let mut controller = controller();
+        controller.quirks.identifiers_repeat = true;
+        let namespace = Namespace::new(NamespaceId(1), &page, &controller, true).unwrap();
+        assert_eq!((namespace.nguid, namespace.eui64), ([0; 16], [0; 8]));
     }
 
     #[test]

@@ -13,59 +13,33 @@
 //! At most `entries - 1` commands are in flight, so no ring can overflow. The type is `Send`: it
 //! is made by the controller's owner and moves to the thread that uses it.
 
+mod parts;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::parts::QueueSettings;
+pub(crate) use self::parts::{Parts, Target, milliseconds};
 use super::error::{CommandFailure, RejectReason, Rejected};
 use super::fault::Misbehaviour;
 use super::link::{Link, LinkState};
-use super::namespace::Namespace;
 use super::prp::{MAX_TRANSFER, PrpLists};
-use super::rings::{Doorbells, Rings};
+use super::rings::Rings;
 use super::slots::{Slots, Stage, Stray};
-use crate::hw::dma::{DeviceBuffer, DmaArena, DmaBuffer};
+use crate::hw::dma::{DeviceBuffer, DmaBuffer, PAGE};
 use crate::reactor::clock::Instant;
 use crate::spec::command::{
     Deallocate, DsmRange, ForceUnitAccess, IoOpcode, MAX_BLOCKS_PER_COMMAND, MAX_DSM_RANGES,
     SubmissionEntry,
 };
 use crate::spec::completion::CompletionEntry;
-use crate::units::{BlockSize, ByteCount, Iova, Lba, NamespaceId, QueueId};
+use crate::spec::fabrics::{SglDescriptor, SglKind};
+use crate::units::{Iova, Lba, NamespaceId, QueueId};
 
 /// Entries of the largest queue that is made.
 pub(crate) const MAX_ENTRIES: u16 = 1024;
 /// How often the commands in flight are looked at for being late.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
-
-/// What an I/O queue pair is to be like.
-#[derive(Clone, Debug)]
-pub struct QueueSettings {
-    /// The namespace that its commands are for.
-    pub namespace: NamespaceId,
-    /// Entries of each ring: one more than commands that can be in flight. Cut to what the
-    /// controller allows, and to between 2 and 1024.
-    pub entries: u16,
-    /// The interrupt vector that completions signal, or `None` to be polled only.
-    pub vector: Option<u16>,
-    /// How long a command may take before it is aborted, and again before a reset.
-    pub timeout: Duration,
-    /// The same for flushes.
-    pub flush_timeout: Duration,
-}
-
-impl QueueSettings {
-    /// For `namespace`: 256 entries, polled, 30 s (60 s for a flush).
-    #[must_use]
-    pub fn new(namespace: NamespaceId) -> Self {
-        Self {
-            namespace,
-            entries: 256,
-            vector: None,
-            timeout: Duration::from_secs(30),
-            flush_timeout: Duration::from_secs(60),
-        }
-    }
-}
 
 /// A command that ended.
 #[derive(Debug)]
@@ -106,61 +80,6 @@ pub struct QueueCounters {
     pub misbehaviour: Misbehaviour,
 }
 
-/// What a queue pair is made of.
-pub(crate) struct Parts<'a> {
-    pub(crate) id: QueueId,
-    pub(crate) entries: u16,
-    pub(crate) arena: &'a DmaArena,
-    pub(crate) doorbells: Doorbells,
-    pub(crate) link: Arc<Link>,
-    pub(crate) target: Target,
-}
-
-/// What the commands of a queue pair are for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Target {
-    namespace: NamespaceId,
-    block_size: BlockSize,
-    max_transfer: ByteCount,
-    write_zeroes_blocks: u32,
-    discard_ranges: usize,
-    timeout_ms: u32,
-    flush_timeout_ms: u32,
-}
-
-impl Target {
-    /// I/O commands on `namespace`.
-    pub(crate) fn io(namespace: &Namespace, settings: &QueueSettings) -> Self {
-        Self {
-            namespace: namespace.id,
-            block_size: namespace.block_size,
-            max_transfer: namespace.max_transfer,
-            write_zeroes_blocks: namespace.max_write_zeroes_blocks,
-            discard_ranges: namespace.max_discard_ranges,
-            timeout_ms: milliseconds(settings.timeout),
-            flush_timeout_ms: milliseconds(settings.flush_timeout),
-        }
-    }
-
-    /// Admin commands, each of at most a page of data.
-    pub(crate) fn admin() -> Self {
-        Self {
-            namespace: NamespaceId(0),
-            block_size: BlockSize::B4096,
-            max_transfer: ByteCount(4096),
-            write_zeroes_blocks: 0,
-            discard_ranges: 0,
-            timeout_ms: 0,
-            flush_timeout_ms: 0,
-        }
-    }
-}
-
-/// A timeout as slots keep it. Zero would mean for ever, so the shortest is a millisecond.
-pub(crate) fn milliseconds(timeout: Duration) -> u32 {
-    u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX).max(1)
-}
-
 /// A submission and a completion queue, with the commands in flight.
 #[derive(Debug)]
 pub struct QueuePair {
@@ -178,6 +97,32 @@ pub struct QueuePair {
 struct Memory {
     rings: Rings,
     lists: PrpLists,
+}
+
+impl Memory {
+    /// Frees it. Only once the device does not use it any more.
+    fn reclaim(self) {
+        self.rings.reclaim();
+        self.lists.reclaim();
+    }
+}
+
+/// What a pair leaves behind that was dropped while the device may still use its memory: for the
+/// controller, which will know when the device lets go. Dropped before that, it is quarantined.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    memory: Memory,
+    buffers: Vec<DeviceBuffer>,
+}
+
+impl Remains {
+    /// Frees all of it. Only once the device does not use it any more.
+    pub(crate) fn reclaim(self) {
+        self.memory.reclaim();
+        for buffer in self.buffers {
+            drop(buffer.reclaim());
+        }
+    }
 }
 
 impl QueuePair {
@@ -224,7 +169,7 @@ impl QueuePair {
         self.slots.vacant()
     }
 
-    /// Whether commands are taken: no reset is under way, and the controller is there.
+    /// Whether commands are taken: no reset or pause is under way, and the controller is there.
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.link.state() == LinkState::Live
@@ -360,9 +305,11 @@ impl QueuePair {
         let Some((index, id)) = self.slots.take() else {
             return Err(rejected(RejectReason::Full, buffer));
         };
+        let sgl = self.target.sgl;
         let memory = self.memory_mut();
         entry.command_id.set(id.get());
-        if let Some(data) = &buffer {
+        let described = buffer.as_ref().filter(|data| !(sgl && describe_by_sgl(&mut entry, data)));
+        if let Some(data) = described {
             let Some((prp1, prp2)) = memory.lists.describe(index, data.iova(), data.len()) else {
                 self.slots.finish(index);
                 let aligned = data.iova().get().is_multiple_of(4);
@@ -384,6 +331,7 @@ impl QueuePair {
     fn refusal(&self) -> Option<RejectReason> {
         match self.link.state() {
             LinkState::Live => None,
+            LinkState::Paused => Some(RejectReason::Paused),
             LinkState::Dead | LinkState::DeadUnproven => Some(RejectReason::Gone),
             LinkState::Stopping
             | LinkState::Stopped
@@ -474,6 +422,11 @@ impl QueuePair {
     #[cold]
     fn sweep(&mut self, now: Instant) {
         self.next_sweep = now.after(SWEEP_INTERVAL);
+        if self.link.state() == LinkState::Paused {
+            // Nobody is late while the controller has said that it stands still.
+            self.slots.restart_clocks();
+            return;
+        }
         let overdue = self.slots.sweep(now.as_nanos());
         self.counters.late += u64::from(overdue.count);
         if let Some(id) = overdue.abort {
@@ -489,6 +442,7 @@ impl QueuePair {
     fn leave(&mut self, visitor: &mut impl FnMut(Completion)) -> usize {
         let (failure, proven) = match self.link.state() {
             LinkState::Live
+            | LinkState::Paused
             | LinkState::Stopping
             | LinkState::Surrendered
             | LinkState::Creating => return 0,
@@ -534,13 +488,18 @@ impl QueuePair {
     }
 
     fn reclaim(&mut self) {
+        if let Some(remains) = self.take_remains() {
+            remains.reclaim();
+        }
+    }
+
+    fn take_remains(&mut self) -> Option<Remains> {
+        let memory = self.memory.take()?;
+        let mut buffers = Vec::new();
         while let Some(index) = self.slots.any_in_flight() {
-            drop(self.slots.finish(index).2.map(DeviceBuffer::reclaim));
+            buffers.extend(self.slots.finish(index).2);
         }
-        if let Some(memory) = self.memory.take() {
-            memory.rings.reclaim();
-            memory.lists.reclaim();
-        }
+        Some(Remains { memory, buffers })
     }
 
     fn blocks(&self, bytes: usize) -> Option<u32> {
@@ -570,12 +529,32 @@ impl QueuePair {
 
 impl Drop for QueuePair {
     /// Frees the memory if the controller was seen to be disabled; else the device may still use
-    /// it, and it stays in quarantine. Give a pair back to its controller instead of dropping it.
+    /// it, and it is left to the controller, which deletes the queue by and by. Give a pair back
+    /// to its controller instead of dropping it.
     fn drop(&mut self) {
         if self.link.close() {
             self.reclaim();
+        } else if let Some(remains) = self.take_remains() {
+            self.link.leave(remains);
         }
     }
+}
+
+/// Describes data that PRP 1 and 2 cannot hold by one SGL data block, where that is no longer than
+/// the list it saves: buffers are contiguous for the device, so one descriptor is all. Linux does
+/// the same. False if PRPs are to be used.
+#[inline]
+fn describe_by_sgl(entry: &mut SubmissionEntry, data: &DmaBuffer) -> bool {
+    let start = data.iova();
+    let in_prps = 2 * PAGE - (start.get() % PAGE as u64) as usize;
+    let Ok(length) = u32::try_from(data.len()) else { return false };
+    // SGLS may ask for dwords, as PRPs do.
+    if data.len() <= in_prps || !start.get().is_multiple_of(4) || !length.is_multiple_of(4) {
+        return false;
+    }
+    let kind = SglKind::DATA_BLOCK;
+    *entry = entry.with_sgl(SglDescriptor { address: start.get(), length, kind });
+    true
 }
 
 fn rejected(reason: RejectReason, buffer: Option<DmaBuffer>) -> Rejected {

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::admin::{ADMIN_ENTRIES, Core};
-use super::controller::{Event, REGISTER};
+use super::admin::Core;
+use super::controller::{Event, IDLE, REGISTER};
 use super::error::{NvmeError, ResetCause};
 use super::link::LinkState;
 use crate::spec::register::{
@@ -24,6 +24,8 @@ use crate::spec::register::{
 
 /// The shortest time that enabling and disabling are given: some controllers state 0.
 const READY_FLOOR: Duration = Duration::from_secs(2);
+/// How long a controller that is slow to be disabled is left alone; Linux's figure.
+const SLOW_DISABLE: Duration = Duration::from_millis(2300);
 /// Resets in [`RESET_WINDOW`] after which a controller is given up.
 const MAX_RESETS: usize = 5;
 const RESET_WINDOW: Duration = Duration::from_secs(600);
@@ -49,6 +51,12 @@ impl Core {
 
     /// Reads what the controller can do, and checks that it is enough.
     pub(crate) fn read_capabilities(&mut self) -> Result<(), NvmeError> {
+        if let Some(what) = self.quirks.unusable {
+            return Err(NvmeError::Unsupported { what });
+        }
+        if self.quirks.any() {
+            info!(name = self.transport.name(), quirks = ?self.quirks, "known NVMe controller");
+        }
         let cap = self.transport.read64(register::CAP);
         self.version = self.transport.read32(register::VS);
         if cap == register::GONE64 || self.status().gone() {
@@ -101,6 +109,12 @@ impl Core {
             }
         }
         self.configure(configuration.with_enabled(false).with_shutdown(Shutdown::None));
+        if self.quirks.slow_to_disable && configuration.enabled() {
+            let end = self.shared.now().after(SLOW_DISABLE);
+            while self.shared.now() < end {
+                self.shared.pause(IDLE).await;
+            }
+        }
         self.wait_ready(false).await?;
         self.quiet = true;
         if self.status().subsystem_reset_occurred() {
@@ -126,7 +140,8 @@ impl Core {
     /// Points the disabled controller at the admin queue and enables it.
     pub(crate) async fn enable(&mut self) -> Result<(), NvmeError> {
         let (submissions, completions) = self.admin_queue()?;
-        let attributes = AdminQueueAttributes::new(ADMIN_ENTRIES, ADMIN_ENTRIES);
+        let entries = self.admin_entries();
+        let attributes = AdminQueueAttributes::new(entries, entries);
         self.transport.write32(register::AQA, attributes.0);
         self.transport.write64(register::ASQ, submissions.get());
         self.transport.write64(register::ACQ, completions.get());
@@ -162,12 +177,43 @@ impl Core {
         }
     }
 
+    /// The controller activates new firmware (Base 3.11): it stands still, and says so by CSTS.PP,
+    /// for no longer than it said it would (MTFA). Queue pairs take no commands meanwhile, and those
+    /// in flight are not late.
+    pub(crate) async fn await_firmware(&mut self) {
+        let limit = self.identity().firmware_activation.unwrap_or(self.settings.admin_timeout);
+        info!(name = self.transport.name(), ?limit, "NVMe controller activates firmware");
+        for queue in &self.queues {
+            queue.link.pause();
+        }
+        let deadline = self.shared.now().after(limit);
+        loop {
+            let status = self.status();
+            if status.gone() || status.fatal() {
+                self.check_health();
+                break;
+            }
+            if !status.paused() {
+                break;
+            }
+            if self.shared.now() >= deadline {
+                self.trouble.get_or_insert(ResetCause::FirmwareTimeout);
+                break;
+            }
+            self.shared.pause(REGISTER).await;
+        }
+        for queue in &self.queues {
+            queue.link.resume();
+        }
+    }
+
     async fn restart(&mut self) -> Result<(), NvmeError> {
         self.force_disable().await?;
         self.trouble = None;
         for queue in &self.queues {
             queue.link.change(LinkState::Stopping, LinkState::Stopped);
         }
+        self.bury_queues();
         self.bring_up_disabled().await
     }
 

@@ -4,8 +4,8 @@
 //! fewer commands in flight than the rings have entries, so neither can overflow, and the
 //! submission head that completions report is not needed.
 
+use super::shadow::Bell;
 use crate::hw::dma::{DmaArena, SharedMemory};
-use crate::hw::transport::Doorbell;
 use crate::spec::command::{SUBMISSION_ENTRY_SIZE, SubmissionEntry};
 use crate::spec::completion::{COMPLETION_ENTRY_SIZE, CompletionEntry};
 use crate::units::Iova;
@@ -13,8 +13,8 @@ use crate::units::Iova;
 /// The doorbells of a queue pair.
 #[derive(Debug)]
 pub(crate) struct Doorbells {
-    pub(crate) submission: Doorbell,
-    pub(crate) completion: Doorbell,
+    pub(crate) submission: Bell,
+    pub(crate) completion: Bell,
 }
 
 /// Both rings of a queue pair, of the same number of entries.
@@ -118,6 +118,8 @@ impl Rings {
     /// does not use them.
     pub(crate) fn restart(&mut self) {
         self.completions.clear();
+        self.doorbells.submission.restart();
+        self.doorbells.completion.restart();
         (self.tail, self.rung, self.head, self.taken) = (0, 0, 0, 0);
         self.phase = true;
     }

@@ -126,6 +126,15 @@ impl Slots {
         u16::try_from(index).ok()
     }
 
+    /// Gives each command in flight all of its time again, from the next sweep on.
+    pub(crate) fn restart_clocks(&mut self) {
+        for slot in &mut self.slots {
+            if slot.stage != Stage::Free {
+                slot.stage = Stage::Fresh;
+            }
+        }
+    }
+
     /// Looks at the clock for each command in flight. Returns how many passed their first
     /// deadline now, the identifier of the one of them that is to be aborted, and whether one
     /// passed its second deadline.

@@ -13,7 +13,7 @@ mod queue_entry;
 mod socket;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fs::File;
 use std::future::Future;
 use std::io;
@@ -31,6 +31,7 @@ use slab::Slab;
 use crate::hw::dma::{DeviceBuffer, DmaBuffer};
 use crate::hw::event::EventFd;
 use crate::hw::file::Fallocate;
+use crate::reactor::waiters::{Ticket, Waiters};
 pub use queue_entry::{AtKernel, ENTRIES_LIMIT, HEADER, QueueEntry};
 pub use socket::Gather;
 
@@ -88,7 +89,8 @@ struct Operation {
 pub struct Ring {
     uring: RefCell<IoUring<Entry128, cqueue::Entry>>,
     table: RefCell<Slab<Operation>>,
-    waiting: RefCell<VecDeque<Waker>>,
+    /// Operations that wait for room in the table.
+    waiting: Waiters,
     unsubmitted: Cell<usize>,
     /// Events whose signal ends a sleep, by descriptor; held until their poll fires.
     armed: RefCell<HashMap<u64, Arc<EventFd>>>,
@@ -120,7 +122,7 @@ impl Ring {
         Ok(Self {
             uring: RefCell::new(uring),
             table: RefCell::new(Slab::with_capacity(IN_FLIGHT_LIMIT)),
-            waiting: RefCell::default(),
+            waiting: Waiters::default(),
             unsubmitted: Cell::new(0),
             armed: RefCell::default(),
             entries: RefCell::default(),
@@ -247,7 +249,7 @@ impl Ring {
     fn run(self: &Rc<Self>, entry: Entry, holding: Holding, descriptor: Descriptor) -> Running {
         Running {
             ring: Rc::clone(self),
-            stage: Stage::Waiting(Some(Box::new((entry, holding, descriptor)))),
+            stage: Stage::Waiting(Some(Box::new((entry, holding, descriptor))), None),
         }
     }
 
@@ -402,13 +404,10 @@ impl Ring {
                 let operation = table.remove(key);
                 drop(table);
                 operation.holding.release();
-                self.next_waiting()
+                self.waiting.call(1);
+                None
             }
         }
-    }
-
-    fn next_waiting(&self) -> Option<Waker> {
-        self.waiting.borrow_mut().pop_front()
     }
 }
 
@@ -427,7 +426,8 @@ fn count(result: i32) -> io::Result<usize> {
 }
 
 enum Stage {
-    Waiting(Option<Box<(Entry, Holding, Descriptor)>>),
+    /// Not in the table yet; with a place in the line if the table was full.
+    Waiting(Option<Box<(Entry, Holding, Descriptor)>>, Option<Ticket>),
     Started(usize),
     Ended,
 }
@@ -442,14 +442,23 @@ impl Future for Running {
     type Output = (i32, Holding);
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Stage::Waiting(parts) = &mut self.stage
-            && let Some(parts) = parts.take()
-        {
-            match self.ring.start(parts) {
+        let ring = Rc::clone(&self.ring);
+        if let Stage::Waiting(parts, ticket) = &mut self.stage {
+            if let Some(waiting) = ticket.take() {
+                if !ring.waiting.is_called(&waiting, context.waker()) {
+                    *ticket = Some(waiting);
+                    return Poll::Pending;
+                }
+                ring.waiting.take(waiting);
+            }
+            let Some(taken) = parts.take() else {
+                unreachable!("what is not in the table has its parts");
+            };
+            match ring.start(taken) {
                 Ok(key) => self.stage = Stage::Started(key),
-                Err(parts) => {
-                    self.stage = Stage::Waiting(Some(parts));
-                    self.ring.waiting.borrow_mut().push_back(context.waker().clone());
+                Err(taken) => {
+                    *parts = Some(taken);
+                    *ticket = Some(ring.waiting.join(context.waker()));
                     return Poll::Pending;
                 }
             }
@@ -457,7 +466,6 @@ impl Future for Running {
         let Stage::Started(key) = self.stage else {
             unreachable!("polled after its end");
         };
-        let ring = Rc::clone(&self.ring);
         let mut table = ring.table.borrow_mut();
         let Some(operation) = table.get_mut(key) else {
             unreachable!("an operation leaves the table only with its future");
@@ -468,9 +476,7 @@ impl Future for Running {
                 let operation = table.remove(key);
                 drop(table);
                 self.stage = Stage::Ended;
-                if let Some(next) = ring.next_waiting() {
-                    next.wake();
-                }
+                ring.waiting.call(1);
                 Poll::Ready((result, operation.holding))
             }
             State::InFlight(waker) => {
@@ -484,8 +490,15 @@ impl Future for Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let Stage::Started(key) = self.stage else {
-            return;
+        let key = match &mut self.stage {
+            Stage::Started(key) => *key,
+            Stage::Waiting(_, ticket) => {
+                if let Some(ticket) = ticket.take() {
+                    self.ring.waiting.leave(ticket);
+                }
+                return;
+            }
+            Stage::Ended => return,
         };
         let mut table = self.ring.table.borrow_mut();
         let Some(operation) = table.get_mut(key) else {
@@ -495,11 +508,52 @@ impl Drop for Running {
             let operation = table.remove(key);
             drop(table);
             operation.holding.release();
-            if let Some(next) = self.ring.next_waiting() {
-                next.wake();
-            }
+            self.ring.waiting.call(1);
         } else {
             operation.state = State::Orphaned;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reactor::{Reactor, ReactorOptions};
+
+    #[test]
+    fn who_stops_waiting_for_a_full_table_holds_up_nobody() {
+        let reactor = Reactor::new(ReactorOptions::deterministic()).unwrap();
+        let never = Arc::new(EventFd::new().unwrap());
+        let now = Arc::new(EventFd::new().unwrap());
+        now.signal();
+        let ring = Rc::clone(reactor.ring());
+        let mut context = Context::from_waker(Waker::noop());
+        let mut full: Vec<_> = (0..IN_FLIGHT_LIMIT).map(|_| Box::pin(ring.event(&never))).collect();
+        for operation in &mut full {
+            assert!(operation.as_mut().poll(&mut context).is_pending());
+        }
+        // Two wait for room and go away: one before and one after it is called.
+        let mut waits = Box::pin(ring.event(&now));
+        assert!(waits.as_mut().poll(&mut context).is_pending());
+        let mut called = Box::pin(ring.event(&now));
+        assert!(called.as_mut().poll(&mut context).is_pending());
+        drop(waits);
+        let last = reactor.task({
+            let (ring, now) = (Rc::clone(&ring), Arc::clone(&now));
+            async move { ring.event(&now).await }
+        });
+        // It gets into the line.
+        let mut turns = 3;
+        reactor.block_on(std::future::poll_fn(|context| {
+            turns -= 1;
+            context.waker().wake_by_ref();
+            if turns == 0 { Poll::Ready(()) } else { Poll::Pending }
+        }));
+        never.signal();
+        // One that ended is taken out, and makes room for `called`, which goes.
+        let one = full.pop().unwrap();
+        reactor.block_on(one).unwrap();
+        drop(called);
+        reactor.block_on(last).unwrap();
     }
 }

@@ -42,6 +42,10 @@ open_enum! {
         DATA_BLOCK = 0x00,
         /// Data block at an offset in the capsule.
         IN_CAPSULE = 0x01,
+        /// A segment of descriptors at an address, the last of which names another segment.
+        SEGMENT = 0x20,
+        /// The last segment.
+        LAST_SEGMENT = 0x30,
         /// Transport data block: moved as the transport does it.
         TRANSPORT = 0x5a,
     }
@@ -56,6 +60,26 @@ pub struct SglDescriptor {
     pub length: u32,
     /// Type and subtype.
     pub kind: SglKind,
+}
+
+impl SglDescriptor {
+    /// As it lies in memory.
+    #[must_use]
+    pub const fn to_bytes(self) -> [u8; 16] {
+        let second = self.length as u128 | (self.kind.0 as u128) << 56;
+        (self.address as u128 | second << 64).to_le_bytes()
+    }
+
+    /// From memory. The reserved bytes count for nothing.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        let both = u128::from_le_bytes(bytes);
+        Self {
+            address: both as u64,
+            length: (both >> 64) as u32,
+            kind: SglKind((both >> 120) as u8),
+        }
+    }
 }
 
 /// CATTR: the host does without SQ flow control.

@@ -228,6 +228,9 @@ impl IdentifyController {
     pub const OAES_FIRMWARE_ACTIVATION: u32 = 1 << 9;
     /// VWC: present.
     pub const VWC_PRESENT: u8 = 1;
+    /// SGLS: SGLs can be used in commands of the NVM command set, with any alignment (1) or with
+    /// that of dwords (2).
+    pub const SGLS_SUPPORTED: u32 = 3;
 
     /// Whether ONCS has `command` (one of `ONCS_*`).
     #[must_use]

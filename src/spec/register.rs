@@ -307,6 +307,12 @@ impl ControllerStatus {
         Self(self.0 & !(3 << 2) | bits << 2)
     }
 
+    /// Whether commands are not processed now, as while firmware is being activated (PP).
+    #[must_use]
+    pub const fn paused(self) -> bool {
+        self.0 & Self::PAUSED != 0
+    }
+
     /// NSSRO, whether a subsystem reset occurred.
     #[must_use]
     pub const fn subsystem_reset_occurred(self) -> bool {

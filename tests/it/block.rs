@@ -260,6 +260,7 @@ fn opening_says_what_is_wrong() {
 mod nvme_device {
     use std::rc::Rc;
     use std::sync::Arc;
+    use std::time::Duration;
 
     use lvolfs::block::nvme::{NvmeChannel, NvmeController, NvmeDevice, Wanted};
     use lvolfs::emulated::{
@@ -307,7 +308,7 @@ mod nvme_device {
         let memory = Memory::new(MemoryGeometry::new(block_size, blocks));
         let emulated = EmulatedController::new(settings, memory).unwrap();
         let steps = reactor.register(Rc::new(Stepped(Arc::clone(&emulated))));
-        let wanted = Wanted { namespace: Some(NamespaceId(1)), channels: 1 };
+        let wanted = Wanted::new(Some(NamespaceId(1)), 1);
         let transport = Arc::clone(&emulated);
         let opened = NvmeController::open(&reactor, &arena, transport, &wanted);
         let (controller, devices) = reactor.block_on(opened).unwrap();
@@ -322,13 +323,73 @@ mod nvme_device {
     fn a_namespace_conforms() {
         for block_size in [BlockSize::B512, BlockSize::B4096] {
             // Transfers above 128 KiB are split.
-            let bench = bench(block_size, Settings { max_transfer: 5, ..Settings::default() });
+            let shadow_doorbells = block_size == BlockSize::B4096;
+            let settings = Settings { max_transfer: 5, shadow_doorbells, ..Settings::default() };
+            let bench = bench(block_size, settings);
             let suite = conforms(&bench.reactor, &bench.arena, bench.channel.clone());
             bench.reactor.block_on(suite);
             drop(bench.channel);
             bench.reactor.block_on(bench.controller.shut_down()).unwrap();
             let counters = bench.emulated.counters();
             assert_eq!((counters.outside_window, counters.invalid_doorbells), (0, 0));
+        }
+    }
+
+    #[test]
+    fn zeroing_gives_blocks_back_only_where_they_then_read_as_zeros() {
+        for (deallocate_features, expected) in [(1 | 1 << 3, 1), (1 << 3, 0), (1, 0)] {
+            let settings = Settings { deallocate_features, ..Settings::default() };
+            let bench = bench(BlockSize::B4096, settings);
+            bench.reactor.block_on(bench.channel.write_zeroes(Lba(3), BlockCount(9))).unwrap();
+            let counters = bench.emulated.counters();
+            let counted = (counters.write_zeroes, counters.deallocating_write_zeroes);
+            assert_eq!(counted, (1, expected), "DLFEAT {deallocate_features:#x}");
+        }
+    }
+
+    /// Also those that are dropped while they wait for room in the queue.
+    #[test]
+    fn commands_that_nobody_waits_for_hold_up_no_others() {
+        let bench = bench(BlockSize::B512, Settings { queue_entries: 3, ..Settings::default() });
+        bench.reactor.block_on(async {
+            let read = |index: usize| {
+                let (channel, arena) = (bench.channel.clone(), bench.arena.clone());
+                let start = Lba(index as u64);
+                bench.reactor.task(async move {
+                    channel.read(start, filled(&arena, 512, 1)).await.unwrap();
+                })
+            };
+            let mut reads: Vec<_> = (0..64).map(|index| Some(read(index))).collect();
+            // They queue up, and most of them go away: some called already, some not.
+            for step in 0..8 {
+                bench.reactor.sleep(Duration::from_nanos(1)).await;
+                reads.iter_mut().skip(step).step_by(9).for_each(|read| drop(read.take()));
+            }
+            futures_util::future::join_all(reads.into_iter().flatten()).await;
+        });
+    }
+
+    #[test]
+    fn controllers_that_come_and_go_take_no_memory_along() {
+        let reactor = reactor();
+        let arena = arena();
+        for round in 0..20 {
+            let memory = Memory::new(MemoryGeometry::new(BlockSize::B4096, BlockCount(1 << 12)));
+            let settings = Settings { shadow_doorbells: round % 2 == 0, ..Settings::default() };
+            let emulated = EmulatedController::new(settings, memory).unwrap();
+            let _steps = reactor.register(Rc::new(Stepped(Arc::clone(&emulated))));
+            let wanted = Wanted::new(None, 2);
+            let opened = NvmeController::open(&reactor, &arena, emulated, &wanted);
+            let (controller, devices) = reactor.block_on(opened).unwrap();
+            let channel = devices[0].channel(&reactor, &arena).unwrap();
+            let buffer = filled(&arena, 4096, 1);
+            let written = channel.write(Lba(0), buffer, Durability::Cached);
+            drop(reactor.block_on(written).unwrap());
+            // In the order in which the daemon detaches: one channel was never taken.
+            drop(channel);
+            reactor.block_on(controller.shut_down()).unwrap();
+            drop((controller, devices));
+            assert_eq!(arena.free(), arena.size(), "round {round}");
         }
     }
 
@@ -359,7 +420,7 @@ mod nvme_device {
             let buffer = filled(&bench.arena, 4096, 9);
             bench.channel.write(Lba(3), buffer, Durability::Cached)
         };
-        let settle = || bench.reactor.sleep(std::time::Duration::from_secs(5));
+        let settle = || bench.reactor.sleep(Duration::from_secs(5));
         bench.reactor.block_on(async {
             write().await.unwrap();
             bench.channel.flush().await.unwrap();

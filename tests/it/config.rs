@@ -156,6 +156,7 @@ name = "nvme0"
 driver = "nvme"
 pci = "0000:01:00.0"
 namespace = 2
+io_timeout = "5s"
 [[device]]
 name = "ram"
 driver = "memory"
@@ -194,7 +195,7 @@ format = "json"
     assert_eq!((mount.owner, mount.group, mount.mode), (Some(1000), Some(100), 0o640));
     let address: PciAddress = "0000:01:00.0".parse().unwrap();
     let expected = [
-        Driver::Nvme { address, namespace: NamespaceId(2) },
+        Driver::Nvme { address, namespace: NamespaceId(2), io_timeout: Duration::from_secs(5) },
         Driver::Memory { size: ByteCount(64 << 20), block_size: BlockSize::B512 },
         Driver::File(Image {
             path: "/dev/sdz".into(),
@@ -224,7 +225,8 @@ fn unknown_keys_are_refused_with_a_hint() {
         "size = \"1GiB\"",
         "siez = \"1GiB\"",
         "c.toml:7: device.siez: unknown key \"siez\", expected one of \"name\", \"driver\", \
-         \"path\", \"size\", \"block_size\", \"create\", \"pci\", \"namespace\", \"uuid\"; \
+         \"path\", \"size\", \"block_size\", \"create\", \"pci\", \"namespace\", \"uuid\", \
+         \"io_timeout\"; \
          did you mean \"size\"?",
     );
     check(
@@ -550,6 +552,16 @@ fn values_out_of_range_are_refused() {
             "device = \"disk0\"",
             &format!("device = \"disk0\"\ncommit_interval = {value}"),
             &format!("c.toml:15: pool.commit_interval = {value}: it is from \"10ms\" to \"10min\""),
+        );
+    }
+    for value in ["\"10ms\"", "\"11min\""] {
+        check(
+            "[[device]]",
+            &format!(
+                "[[device]]\nname = \"n\"\ndriver = \"nvme\"\npci = \"0000:01:00.0\"\n\
+                 io_timeout = {value}\n[[device]]"
+            ),
+            &format!("c.toml:7: device.io_timeout = {value}: it is from \"1s\" to \"10min\""),
         );
     }
     check(

@@ -11,8 +11,8 @@ use lvolfs::emulated::{
 use lvolfs::hw::dma::{DmaArena, DmaBuffer, SharedMemory};
 use lvolfs::hw::transport::Transport;
 use lvolfs::spec::command::{
-    Deallocate, DsmRange, Feature, ForceUnitAccess, IdentifyKind, IoOpcode, QueueCounts,
-    SubmissionEntry,
+    AdminOpcode, Deallocate, DsmRange, Feature, ForceUnitAccess, IdentifyKind, IoOpcode,
+    QueueCounts, SubmissionEntry,
 };
 use lvolfs::spec::completion::CompletionEntry;
 use lvolfs::spec::identify::{
@@ -430,7 +430,7 @@ fn mistakes_of_a_driver_are_answered() {
         (read(u64::MAX, 1), StatusCode::LBA_OUT_OF_RANGE),
         (SubmissionEntry::flush(NamespaceId(2)), StatusCode::INVALID_NAMESPACE),
         (SubmissionEntry::read(NamespaceId(u32::MAX), Lba(0), 1), StatusCode::INVALID_NAMESPACE),
-        (SubmissionEntry { flags: 0x40, ..read(0, 1) }, StatusCode::INVALID_FIELD),
+        (SubmissionEntry { flags: 0x80, ..read(0, 1) }, StatusCode::INVALID_FIELD),
         (SubmissionEntry { opcode: 0x99, ..read(0, 1) }, StatusCode::INVALID_OPCODE),
         (read(0, 1).with_prps(Iova(at.get() + 1), at), StatusCode::INVALID_PRP_OFFSET),
         (read(0, 1).with_prps(Iova(0x1000), at), StatusCode::DATA_TRANSFER_ERROR),
@@ -955,6 +955,44 @@ fn a_thread_serves_and_stops() {
     assert_eq!(host.read(7, 2), [7, 8]);
 }
 
+#[test]
+fn shadow_doorbells_are_looked_at_and_checked() {
+    let config = |shadow, events| SubmissionEntry::doorbell_buffers(Iova(shadow), Iova(events));
+    let mut host = Host::new();
+    let base = host.arena.iova().get();
+    assert_eq!(host.admin(config(base, base)).code(), StatusCode::INVALID_OPCODE);
+    let settings = Settings { shadow_doorbells: true, ..Settings::default() };
+    let mut host = Host::attach(EmulatedController::new(settings, memory(512)).unwrap());
+    assert!(host.enable().ready());
+    let pages = [0; 2].map(|_| host.arena.allocate_shared(4096).unwrap());
+    let [shadow, events] = [&pages[0], &pages[1]].map(|page| page.iova().get());
+    assert_eq!(host.admin(config(shadow + 8, events)).code(), StatusCode::INVALID_FIELD);
+    assert_eq!(host.admin(config(shadow, 0)).code(), StatusCode::DATA_TRANSFER_ERROR);
+    assert_eq!(host.controller.counters().outside_window, 1);
+    assert_eq!(host.admin(config(shadow, events)).code(), StatusCode::SUCCESS);
+    host.create_io_queues();
+    let bell = 8; // That of submission queue 1.
+    host.queue(1).push(SubmissionEntry::flush(NS));
+    assert!(!host.controller.has_work());
+    pages[0].store_half(bell, 1);
+    assert!(host.controller.has_work());
+    host.controller.step(8);
+    assert!(host.reap(1).unwrap().status().is_success());
+    // The register counts for nothing now, and nonsense in the shadow is said once.
+    host.ring(1, 3);
+    assert!(!host.controller.has_work());
+    pages[0].store_half(bell, 999);
+    host.controller.step(8);
+    assert_eq!(host.controller.counters().invalid_doorbells, 1);
+    assert!(!host.controller.has_work());
+    // A reset forgets them.
+    assert!(host.enable().ready());
+    host.create_io_queues();
+    let command = host.submit(1, SubmissionEntry::flush(NS));
+    host.controller.step(8);
+    assert_eq!(host.reap(1).unwrap().command_id(), command);
+}
+
 /// A host that means no good: random registers, doorbells, queue memory and commands.
 #[test]
 fn nothing_a_host_does_makes_it_panic() {
@@ -965,6 +1003,7 @@ fn nothing_a_host_does_makes_it_panic() {
             reorder: (seed % 2 == 0).then_some(seed),
             max_transfer: [0, 1, 8][seed as usize % 3],
             io_queues: 2,
+            shadow_doorbells: seed % 4 < 2,
             ..Settings::default()
         };
         let controller = EmulatedController::new(settings, memory(512)).unwrap();
@@ -979,7 +1018,10 @@ fn nothing_a_host_does_makes_it_panic() {
         for _ in 0..400 {
             let mut entry = SubmissionEntry::read_from_bytes(&[0; 64]).unwrap();
             random.fill(entry.as_mut_bytes());
-            entry.opcode = random.u8(..16);
+            entry.opcode = match random.u8(..24) {
+                0 => AdminOpcode::DOORBELL_BUFFER_CONFIG.0,
+                _ => random.u8(..16),
+            };
             entry.flags &= if random.bool() { 0 } else { 0xff };
             if random.u8(..4) > 0 {
                 entry.namespace.set(1);

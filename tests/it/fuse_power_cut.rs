@@ -125,7 +125,7 @@ impl Bench {
             cuts: RefCell::default(),
         });
         let steps = self.reactor.register(Rc::clone(&stepped) as Rc<dyn Poller>);
-        let wanted = Wanted { namespace: Some(NamespaceId(1)), channels: 1 };
+        let wanted = Wanted::new(Some(NamespaceId(1)), 1);
         let opened = NvmeController::open(&self.reactor, &self.arena, emulated, &wanted);
         let (controller, devices) = opened.await.unwrap();
         let [device] = &*devices else { panic!("one namespace was asked for") };

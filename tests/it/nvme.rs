@@ -5,16 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lvolfs::emulated::{
-    EmulatedController, Fault, FaultAction, Memory, MemoryGeometry, Settings as DeviceSettings,
+    ControllerThread, EmulatedController, Fault, FaultAction, Memory, MemoryGeometry,
+    Settings as DeviceSettings,
 };
 use lvolfs::hw::dma::{DmaArena, DmaBuffer};
+use lvolfs::hw::pci::{CLASS_NVME, PciIdentity};
+use lvolfs::hw::transport::Transport;
 use lvolfs::nvme::{
     CommandFailure, Completion, Controller, Event, Namespace, NvmeError, QueuePair, QueueSettings,
     RejectReason, Request, ResetCause, Settings,
 };
 use lvolfs::reactor::clock::Instant;
-use lvolfs::spec::command::{AdminOpcode, Deallocate, DsmRange, ForceUnitAccess, IoOpcode};
-use lvolfs::spec::log::SmartLog;
+use lvolfs::spec::command::{
+    AdminOpcode, Deallocate, DsmRange, Feature, ForceUnitAccess, IoOpcode,
+};
+use lvolfs::spec::log::{LogPage, SmartLog};
+use lvolfs::spec::register::{AQA, VERSION_1_4, VERSION_2_0};
 use lvolfs::spec::status::{Status, StatusCode};
 use lvolfs::units::{BlockCount, BlockSize, ByteCount, CommandId, Lba, NamespaceId, QueueId};
 
@@ -43,8 +49,12 @@ impl Rig {
     }
 
     fn over(settings: DeviceSettings, memory: Memory) -> Self {
-        let device = EmulatedController::new(settings, memory).unwrap();
         let arena = DmaArena::new(ByteCount(32 << 20), false).unwrap();
+        Self::on(EmulatedController::new(settings, memory).unwrap(), arena)
+    }
+
+    /// A driver for a controller that somebody may have used before, with the same memory.
+    fn on(device: Arc<EmulatedController>, arena: DmaArena) -> Self {
         let transport = Arc::clone(&device) as _;
         let controller = Controller::start(transport, &arena, Settings::default()).unwrap();
         let now = Instant::default();
@@ -259,10 +269,13 @@ fn zeroes_and_discards_reach_the_device() {
 
 #[test]
 fn many_commands_on_small_queues_match_a_model() {
-    for entries in [2, 3, 5, 9, 64] {
+    for (entries, shadow_doorbells) in
+        [(2, false), (2, true), (3, false), (5, true), (9, false), (64, false), (64, true)]
+    {
         let seed = 0x5eed + u64::from(entries);
         let mut random = fastrand::Rng::with_seed(seed);
-        let settings = DeviceSettings { reorder: Some(seed), ..Default::default() };
+        let settings =
+            DeviceSettings { reorder: Some(seed), shadow_doorbells, ..Default::default() };
         let (mut rig, _) = Rig::up(settings);
         let mut pair = rig.pair(entries).unwrap();
         let mut model = BTreeMap::<u64, u8>::new();
@@ -315,16 +328,7 @@ fn a_controller_that_was_left_enabled_is_taken_over() {
     let device = Arc::clone(&rig.device);
     drop(rig.controller);
     assert!(rig.arena.quarantined().get() > 0, "the device still has the admin queue");
-    let transport = Arc::clone(&device) as _;
-    let controller = Controller::start(transport, &rig.arena, Settings::default()).unwrap();
-    let mut rig = Rig {
-        device,
-        arena: rig.arena,
-        controller,
-        now: Instant::default(),
-        events: Vec::new(),
-        running: true,
-    };
+    let mut rig = Rig::on(device, rig.arena);
     rig.ready();
     let mut pair = rig.pair(8).unwrap();
     rig.write(&mut pair, 0, 512, 1);
@@ -447,9 +451,9 @@ fn an_admin_command_without_an_answer_resets_the_controller() {
         Event::ResetDone => Ok(()),
         other => Err(other),
     });
+    // What the pair had that nobody knows about is back too.
     let pair = rig.pair(8).unwrap();
-    rig.delete(pair);
-    assert!(rig.arena.quarantined().get() > 0, "of the pair that nobody knows about");
+    rig.shut_down(Some(pair));
 }
 
 #[test]
@@ -485,8 +489,44 @@ fn a_dropped_pair_is_deleted_on_the_device_by_and_by() {
             rig.pass(Duration::from_millis(1));
         }
     }
-    assert!(rig.arena.quarantined().get() > 0);
-    rig.check_manners();
+    // Its memory was the device's until the queue was deleted, and then it came back.
+    rig.shut_down(None);
+}
+
+#[test]
+fn what_a_dropped_pair_leaves_comes_back_when_the_device_lets_go() {
+    // By the shutdown, without a moment to delete the queue before.
+    let (mut rig, mut pair) = Rig::with_pair(8);
+    rig.device.inject(Fault::new(FaultAction::LoseCompletion));
+    let buffer = rig.buffer(512, 1);
+    pair.submit_write(Lba(0), buffer, ForceUnitAccess::No, 1).unwrap();
+    pair.ring();
+    rig.pass(Duration::from_millis(1));
+    drop(pair);
+    assert!(rig.arena.free() < rig.arena.size());
+    rig.shut_down(None);
+    // By a reset that comes in between.
+    let (mut rig, pair) = Rig::with_pair(8);
+    rig.controller.request(Request::Reset).unwrap();
+    rig.pass(Duration::from_millis(1));
+    drop(pair);
+    rig.until("the end of the reset", |event| match event {
+        Event::ResetDone => Ok(()),
+        other => Err(other),
+    });
+    let pair = rig.pair(8).unwrap();
+    rig.shut_down(Some(pair));
+    // And when the controller does not answer the deletion, by the reset that follows.
+    let (mut rig, pair) = Rig::with_pair(8);
+    let delete = AdminOpcode::DELETE_SUBMISSION_QUEUE.0;
+    let fault = Fault::new(FaultAction::LoseCompletion).on_queue(QueueId(0)).on_opcode(delete);
+    rig.device.inject(fault);
+    drop(pair);
+    rig.until("the end of the reset", |event| match event {
+        Event::ResetDone => Ok(()),
+        other => Err(other),
+    });
+    rig.shut_down(None);
 }
 
 #[test]
@@ -613,6 +653,229 @@ fn resets_in_the_middle_of_traffic_lose_no_command() {
         for pair in pairs {
             rig.delete(pair);
         }
+        rig.shut_down(None);
+    }
+}
+
+#[test]
+fn shadow_doorbells_survive_resets_and_new_queues() {
+    let settings = DeviceSettings { shadow_doorbells: true, io_queues: 2, ..Default::default() };
+    let (mut rig, _) = Rig::up(settings);
+    for round in 0..4 {
+        let mut pair = rig.pair(5).unwrap();
+        // Not a multiple of the ring, so that a tail of its former life would be noticed.
+        for lba in 0..7 {
+            rig.write(&mut pair, lba, 512, round);
+        }
+        rig.controller.request(Request::Reset).unwrap();
+        assert!(rig.reset_done(&mut pair).is_empty());
+        for lba in 0..3 {
+            assert!(rig.read(&mut pair, lba, 512).iter().all(|&byte| byte == round));
+        }
+        rig.delete(pair);
+    }
+    let pair = rig.pair(8).unwrap();
+    rig.shut_down(Some(pair));
+}
+
+/// A controller that sleeps whenever it has seen all doorbells: it is woken for the last one, too.
+#[test]
+fn shadow_doorbells_wake_a_controller_that_sleeps() {
+    let settings = DeviceSettings { shadow_doorbells: true, ..Default::default() };
+    let (mut rig, _) = Rig::up(settings);
+    let mut pair = rig.pair(7).unwrap();
+    let thread = ControllerThread::spawn(Arc::clone(&rig.device)).unwrap();
+    for round in 0..3000_u64 {
+        let mut ended = 0;
+        let count = round % 6 + 1;
+        for lba in 0..count {
+            pair.submit_write(Lba(lba), rig.buffer(512, 1), ForceUnitAccess::No, lba).unwrap();
+            pair.ring();
+        }
+        while ended < count {
+            pair.poll(rig.now, &mut |completion| {
+                assert_eq!(completion.result, Ok(0));
+                ended += 1;
+            });
+            std::thread::yield_now();
+        }
+    }
+    drop(thread);
+    rig.shut_down(Some(pair));
+}
+
+#[test]
+fn a_controller_that_refuses_its_shadow_doorbells_is_used_without() {
+    let mut rig = Rig::new(DeviceSettings { shadow_doorbells: true, ..Default::default() });
+    let refusal = FaultAction::Fail(StatusCode::INTERNAL_ERROR.into());
+    let config = AdminOpcode::DOORBELL_BUFFER_CONFIG.0;
+    rig.device.inject(Fault::new(refusal).on_queue(QueueId(0)).on_opcode(config));
+    rig.ready();
+    assert_eq!(rig.device.counters().faults, 1);
+    let mut pair = rig.pair(4).unwrap();
+    for lba in 0..9 {
+        rig.write(&mut pair, lba, 512, 7);
+    }
+    // After a reset it takes them.
+    rig.controller.request(Request::Reset).unwrap();
+    assert!(rig.reset_done(&mut pair).is_empty());
+    for lba in 0..9 {
+        rig.write(&mut pair, lba, 512, 8);
+    }
+    rig.shut_down(Some(pair));
+}
+
+#[test]
+fn long_transfers_are_described_by_sgls_where_the_controller_takes_them() {
+    for (sgl, pci, expected) in [
+        (true, None, 2),
+        (false, None, 0),
+        // Huawei's drives only say that they do.
+        (true, Some((0x19e5, 0x3755)), 0),
+    ] {
+        let pci = pci.map(|(vendor, device)| identity(vendor, device));
+        let (mut rig, _) = Rig::up(DeviceSettings { sgl, pci, ..Default::default() });
+        let mut pair = rig.pair(16).unwrap();
+        // Two pages are two PRPs, and need no list.
+        rig.write(&mut pair, 0, 8192, 1);
+        rig.write(&mut pair, 16, 12288, 2);
+        let data = rig.read(&mut pair, 0, 20480);
+        assert!(data.iter().enumerate().all(|(at, &byte)| byte == if at < 8192 { 1 } else { 2 }));
+        drop(data);
+        assert_eq!(rig.device.counters().sgls, expected, "SGLS {sgl}");
+        rig.shut_down(Some(pair));
+    }
+}
+
+fn identity(vendor: u16, device: u16) -> PciIdentity {
+    PciIdentity { vendor, device, class: CLASS_NVME, subsystem: (vendor, 1) }
+}
+
+#[test]
+fn nobody_is_late_while_firmware_is_activated() {
+    let settings = DeviceSettings { firmware_activation: 1200, ..Default::default() };
+    let (mut rig, _) = Rig::up(settings);
+    let mut pair = rig.pair(8).unwrap();
+    rig.write(&mut pair, 0, 512, 1);
+    let buffer = rig.buffer(512, 0);
+    pair.submit_read(Lba(0), buffer, 5).unwrap();
+    // Longer than a command may take, and shorter than MTFA.
+    rig.device.activate_firmware(seconds(100));
+    let started = rig.now;
+    rig.until("the notice", |event| match event {
+        Event::Notice(notice) => Ok(assert_eq!(notice.log_page, LogPage::FIRMWARE)),
+        other => Err(other),
+    });
+    pair.ring();
+    let refused = pair.submit_flush(6).unwrap_err();
+    assert_eq!(refused.reason, RejectReason::Paused);
+    while !pair.is_live() {
+        rig.pass(Duration::from_millis(100));
+        pair.poll(rig.now, &mut |completion| panic!("{completion:?}"));
+    }
+    let read = rig.complete(&mut pair, 1);
+    assert_eq!((read[0].token, read[0].result), (5, Ok(0)));
+    assert!(rig.now.since(started) >= seconds(100));
+    drop(read);
+    rig.write(&mut pair, 1, 512, 2);
+    assert_eq!(pair.counters().late, 0);
+    assert!(!rig.events.iter().any(|event| matches!(event, Event::ResetStarted { .. })));
+    // The event was taken up: the next activation is told of, too.
+    rig.device.activate_firmware(seconds(1));
+    rig.until("the next notice", |event| match event {
+        Event::Notice(_) => Ok(()),
+        other => Err(other),
+    });
+    rig.pass(seconds(2));
+    rig.pass(seconds(2));
+    rig.write(&mut pair, 2, 512, 3);
+    rig.shut_down(Some(pair));
+}
+
+#[test]
+fn firmware_that_takes_longer_than_it_may_ends_in_a_reset() {
+    let (mut rig, _) = Rig::up(DeviceSettings { firmware_activation: 20, ..Default::default() });
+    let mut pair = rig.pair(8).unwrap();
+    rig.device.activate_firmware(Duration::MAX);
+    let started = rig.now;
+    rig.until("a reset", |event| match event {
+        Event::ResetStarted { cause, .. } => Ok(assert_eq!(cause, ResetCause::FirmwareTimeout)),
+        other => Err(other),
+    });
+    let waited = rig.now.since(started);
+    assert!((seconds(2)..seconds(4)).contains(&waited), "{waited:?}");
+    assert!(rig.reset_done(&mut pair).is_empty());
+    rig.write(&mut pair, 0, 512, 1);
+    rig.shut_down(Some(pair));
+}
+
+#[test]
+fn quirks_are_kept_to() {
+    // Samsung PM1725a, left enabled by somebody else.
+    let pci = Some(identity(0x144d, 0xa822));
+    let (rig, namespace) = Rig::up(DeviceSettings { pci, ..Default::default() });
+    assert_eq!(namespace.max_write_zeroes_blocks, 0);
+    let (device, arena) = (Arc::clone(&rig.device), rig.arena.clone());
+    drop(rig);
+    let mut rig = Rig::on(device, arena);
+    rig.ready();
+    assert!(rig.now.since(Instant::default()) >= Duration::from_millis(2300));
+    // QEMU's old identity: only the first namespace, which nobody lists.
+    let pci = Some(identity(0x8086, 0x5845));
+    let mut rig = Rig::new(DeviceSettings { pci, version: 0x0002_0000, ..Default::default() });
+    let list = Fault::new(FaultAction::FatalStatus)
+        .on_queue(QueueId(0))
+        .on_opcode(AdminOpcode::IDENTIFY.0);
+    rig.device.inject(list.after(2));
+    let namespace = rig.ready();
+    assert_eq!((namespace.id, namespace.nguid), (NS, [0; 16]));
+    // Apple: one command at a time, and nothing for the one that is none of ours.
+    let pci = Some(identity(0x106b, 0x2001));
+    let (mut rig, _) = Rig::up(DeviceSettings { pci, ..Default::default() });
+    let pair = rig.pair(64).unwrap();
+    assert_eq!(pair.entries(), 2);
+    rig.shut_down(Some(pair));
+    let pci = Some(identity(0x106b, 0x2005));
+    let mut rig = Rig::new(DeviceSettings { pci, ..Default::default() });
+    assert!(matches!(rig.failed(), NvmeError::Unsupported { .. }));
+    // Microsoft: a page of admin commands.
+    let pci = Some(identity(0x1414, 0xb111));
+    let (rig, _) = Rig::up(DeviceSettings { pci, ..Default::default() });
+    assert_eq!(rig.device.read32(AQA) & 0xfff, 63);
+    rig.shut_down(None);
+}
+
+#[test]
+fn power_states_and_the_write_cache_are_left_as_they_were_found() {
+    for cache_enabled in [true, false] {
+        let (mut rig, namespace) = Rig::up(DeviceSettings { cache_enabled, ..Default::default() });
+        assert_eq!(namespace.volatile_cache, cache_enabled);
+        let mut pair = rig.pair(8).unwrap();
+        rig.write(&mut pair, 0, 512, 1);
+        rig.controller.request(Request::Reset).unwrap();
+        assert!(rig.reset_done(&mut pair).is_empty());
+        for (feature, found) in [
+            (Feature::POWER_MANAGEMENT, 0),
+            (Feature::AUTONOMOUS_POWER_STATES, 0),
+            (Feature::VOLATILE_WRITE_CACHE, u32::from(cache_enabled)),
+        ] {
+            assert_eq!(rig.device.feature(feature), Some(found), "{feature:?}");
+        }
+        rig.shut_down(Some(pair));
+    }
+}
+
+#[test]
+fn a_namespace_outside_the_cache_needs_no_flush() {
+    for (version, namespace_cached, expected) in [
+        (VERSION_2_0, true, true),
+        (VERSION_2_0, false, false),
+        // Before 2.0 nobody can say so.
+        (VERSION_1_4, false, true),
+    ] {
+        let settings = DeviceSettings { version, namespace_cached, ..Default::default() };
+        let (rig, namespace) = Rig::up(settings);
+        assert_eq!(namespace.volatile_cache, expected, "version {version:#x}");
         rig.shut_down(None);
     }
 }

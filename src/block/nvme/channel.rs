@@ -20,11 +20,12 @@ use crate::hw::dma::{DmaArena, DmaBuffer};
 use crate::hw::event::EventFd;
 use crate::nvme::retry::{MAX_ATTEMPTS, Triage, triage};
 use crate::nvme::{CommandFailure, Completion, QueueCounters, QueuePair, RejectReason, Rejected};
-use crate::reactor::{Instant, Poller, Reactor, Registration, Remote, Share};
-use crate::spec::command::{Deallocate, DsmRange, ForceUnitAccess};
+use crate::reactor::{Instant, Poller, Reactor, Registration, Remote, Share, Turn};
+use crate::spec::command::{DsmRange, ForceUnitAccess};
 use crate::units::{BlockCount, Lba};
 
-/// How long a command waits while the controller is being reset, before it is tried again.
+/// How long a command waits while the controller is being reset or activates firmware, before it
+/// is tried again.
 const RESET_RETRY: Duration = Duration::from_millis(10);
 /// A command with more data than this is worth a sleep.
 const HOT_BYTES: usize = 64 << 10;
@@ -173,19 +174,31 @@ impl Channel {
         mut buffer: Option<DmaBuffer>,
         submit: &impl Fn(&mut QueuePair, Option<DmaBuffer>, u64) -> Result<(), Rejected>,
     ) -> Result<Completion, Rejected> {
+        let mut turn: Option<(&Lane, Turn<'_>)> = None;
         loop {
             let lane = self.lane(buffer.as_ref().map(|buffer| buffer.len()));
             let command = Command::InFlight { waker: None, since: self.cold.polled() };
             let key = self.commands.borrow_mut().insert(command);
             let guard = InFlight { channel: self, key };
-            let rejected = match lane.submit(buffer.take(), key as u64, submit) {
+            let submitted = lane.submit(buffer.take(), key as u64, submit);
+            let full =
+                submitted.as_ref().is_err_and(|rejected| rejected.reason == RejectReason::Full);
+            // Room that this was called for and does not use is the next one's.
+            if let Some((_, turn)) = turn.take().filter(|(waited_for, _)| {
+                std::ptr::eq(*waited_for, lane) && (full || submitted.is_ok())
+            }) {
+                turn.take();
+            }
+            let rejected = match submitted {
                 Ok(()) => return Ok(guard.ended().await),
                 Err(rejected) => rejected,
             };
             guard.forget();
             match rejected.reason {
-                RejectReason::Full => lane.room().await,
-                RejectReason::Resetting => self.reactor.sleep(RESET_RETRY).await,
+                RejectReason::Full => turn = Some((lane, lane.room().await)),
+                RejectReason::Resetting | RejectReason::Paused => {
+                    self.reactor.sleep(RESET_RETRY).await;
+                }
                 RejectReason::Gone | RejectReason::BadLength | RejectReason::Misaligned => {
                     return Err(rejected);
                 }
@@ -313,7 +326,7 @@ impl Channel {
             let at = Lba(start.get() + done);
             let submit = |queue: &mut QueuePair, _, token| {
                 let force = ForceUnitAccess::No;
-                queue.submit_write_zeroes(at, count, Deallocate::No, force, token)
+                queue.submit_write_zeroes(at, count, self.shared.zeroing, force, token)
             };
             self.run("write zeroes", at, None, submit).await.map_err(|(error, _)| error)?;
             self.shared.wrote();

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use super::channel::{ChannelHandle, NvmeChannel};
 use crate::block::{BlockError, Discard, Geometry};
@@ -18,6 +19,7 @@ use crate::nvme::{
     Settings,
 };
 use crate::reactor::{Instant, Poller, Reactor, Registration, Remote};
+use crate::spec::command::Deallocate;
 use crate::spec::log::LogPage;
 use crate::units::{BlockSize, ByteCount, NamespaceId};
 
@@ -53,6 +55,17 @@ pub struct Wanted {
     /// How many channels there will be: each has two queue pairs, or one where the controller has
     /// too few.
     pub channels: u16,
+    /// How long a command may take before it is aborted, and again before the controller is reset.
+    /// A flush has twice as long.
+    pub io_timeout: Duration,
+}
+
+impl Wanted {
+    /// As is usual: a command has 30 s.
+    #[must_use]
+    pub fn new(namespace: Option<NamespaceId>, channels: u16) -> Self {
+        Self { namespace, channels, io_timeout: Duration::from_secs(30) }
+    }
 }
 
 /// The shared part of a namespace.
@@ -75,6 +88,8 @@ pub(super) struct Shared {
     pub(super) max_transfer: usize,
     pub(super) retry_delays: [u16; 3],
     pub(super) max_write_zeroes_blocks: u32,
+    /// Whether zeroing gives the blocks back: where the namespace says that this is safe.
+    pub(super) zeroing: Deallocate,
     pub(super) max_discard_range_blocks: u32,
     pub(super) max_discard_blocks: u64,
     /// Whether a write completed that no flush covered yet.
@@ -189,6 +204,8 @@ struct Owner {
     /// The open namespaces, to be told of resets.
     devices: RefCell<Vec<Arc<Shared>>>,
     name: String,
+    /// Whether queue pairs can have interrupts.
+    interrupts: Cell<bool>,
 }
 
 impl Poller for Owner {
@@ -329,9 +346,11 @@ impl NvmeController {
             waiting: Cell::default(),
             devices: RefCell::default(),
             name,
+            interrupts: Cell::new(true),
         });
         let registration = reactor.register(Rc::clone(&owner) as Rc<dyn Poller>);
         let (identity, namespaces) = ready(&owner, wanted.namespace).await?;
+        owner.interrupts.set(identity.queue_interrupts);
         let pairs = usize::from(wanted.channels) * 2 * namespaces.len();
         let both = usize::from(identity.max_queue_pairs) >= pairs;
         if !both {
@@ -344,7 +363,12 @@ impl NvmeController {
             // The channels are handed out from the last one on.
             for channel in 0..wanted.channels {
                 let id = namespace.id;
-                spare.push(create_queue_pairs(&owner, &transport, id, channel, both).await?);
+                let settings = QueueSettings {
+                    timeout: wanted.io_timeout,
+                    flush_timeout: wanted.io_timeout.saturating_mul(2),
+                    ..QueueSettings::new(id)
+                };
+                spare.push(create_queue_pairs(&owner, &transport, &settings, channel, both).await?);
             }
             devices.push(shared(namespace, &identity, spare));
         }
@@ -462,12 +486,13 @@ async fn ready(
 async fn create_queue_pairs(
     owner: &Owner,
     transport: &Arc<dyn Transport>,
-    namespace: NamespaceId,
+    settings: &QueueSettings,
     channel: u16,
     both: bool,
 ) -> Result<Spare, OpenError> {
     // Vector 0 is the admin queue's. With too few vectors a queue pair is polled only.
-    let vector = Some(channel + 1).filter(|vector| *vector < transport.vectors());
+    let vector =
+        Some(channel + 1).filter(|vector| owner.interrupts.get() && *vector < transport.vectors());
     let event = match vector {
         Some(vector) => {
             let interrupt = transport.interrupt(vector);
@@ -475,9 +500,9 @@ async fn create_queue_pairs(
         }
         None => None,
     };
-    let cold = create_queue_pair(owner, namespace, vector).await?;
+    let cold = create_queue_pair(owner, settings, vector).await?;
     let hot = match event.is_some() && both {
-        true => Some(create_queue_pair(owner, namespace, None).await?),
+        true => Some(create_queue_pair(owner, settings, None).await?),
         false => None,
     };
     Ok(Spare { hot, cold, event })
@@ -485,10 +510,10 @@ async fn create_queue_pairs(
 
 async fn create_queue_pair(
     owner: &Owner,
-    namespace: NamespaceId,
+    settings: &QueueSettings,
     vector: Option<u16>,
 ) -> Result<Box<QueuePair>, OpenError> {
-    let settings = QueueSettings { vector, ..QueueSettings::new(namespace) };
+    let settings = QueueSettings { vector, ..settings.clone() };
     // One is made at a time.
     owner.request(Request::CreateQueuePair { settings, tag: 0 })?;
     loop {
@@ -530,6 +555,10 @@ fn shared(namespace: &Namespace, identity: &ControllerIdentity, spare: Vec<Spare
         max_transfer: max_transfer.min(MAX_BUFFER),
         retry_delays: identity.retry_delays,
         max_write_zeroes_blocks: namespace.max_write_zeroes_blocks,
+        zeroing: match namespace.zeroes_by_deallocation {
+            true => Deallocate::Yes,
+            false => Deallocate::No,
+        },
         max_discard_range_blocks: namespace.max_discard_range_blocks,
         max_discard_blocks: namespace.max_discard_blocks,
         unflushed: AtomicBool::new(false),

@@ -9,16 +9,14 @@
 //! the pause grows with the wait, so that a command that takes long costs little.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use crate::hw::dma::DmaBuffer;
 use crate::hw::event::EventFd;
 use crate::nvme::{Completion, QueueCounters, QueuePair, RejectReason, Rejected};
-use crate::reactor::Instant;
+use crate::reactor::{Instant, Turn, Waiters};
 
 /// How often a reactor that sleeps on an interrupt looks for commands that take too long.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -34,7 +32,7 @@ pub(super) struct Lane {
     /// What its interrupt signals.
     event: Option<Arc<EventFd>>,
     /// Who waits for room in the queue.
-    waiting: RefCell<VecDeque<Waker>>,
+    waiting: Waiters,
     /// When it was polled, and when anything was last submitted or completed.
     polled: Cell<Instant>,
     moved: Cell<Instant>,
@@ -47,7 +45,7 @@ impl Lane {
         Self {
             pair: RefCell::new(Some(pair)),
             event,
-            waiting: RefCell::default(),
+            waiting: Waiters::default(),
             polled: Cell::default(),
             moved: Cell::default(),
             last_counters: Cell::default(),
@@ -81,10 +79,7 @@ impl Lane {
         let ended = pair.poll(now, visitor);
         if ended > 0 {
             self.moved.set(now);
-            for _ in 0..ended {
-                let Some(waiting) = self.waiting.borrow_mut().pop_front() else { break };
-                waiting.wake();
-            }
+            self.waiting.call(ended);
         }
         ended
     }
@@ -125,16 +120,9 @@ impl Lane {
         self.pair.borrow().as_ref().map_or(0, QueuePair::max_discard_ranges)
     }
 
-    /// Ends when a command has ended, or the pair is gone.
-    pub(super) fn room(&self) -> impl Future<Output = ()> {
-        let mut queued = false;
-        poll_fn(move |context| {
-            if std::mem::replace(&mut queued, true) {
-                return Poll::Ready(());
-            }
-            self.waiting.borrow_mut().push_back(context.waker().clone());
-            Poll::Pending
-        })
+    /// Ends when a command has ended, or the pair is gone. The room is then the caller's.
+    pub(super) fn room(&self) -> impl Future<Output = Turn<'_>> {
+        self.waiting.called()
     }
 
     /// The controller is gone: ends what is in flight, and lets go of its registers.
@@ -143,9 +131,7 @@ impl Lane {
         if let Some(pair) = self.pair.borrow_mut().take() {
             self.last_counters.set(pair.counters());
         }
-        for waiting in self.waiting.borrow_mut().drain(..) {
-            waiting.wake();
-        }
+        self.waiting.call_all();
     }
 
     pub(super) fn counters(&self) -> QueueCounters {

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
@@ -29,11 +30,20 @@ pub(in crate::daemon) struct Attached {
     pub(in crate::daemon) namespace: NamespaceId,
 }
 
-/// One namespace of a controller on PCI, which vfio-pci must have, or all that can be used.
-pub(in crate::daemon) fn attach_pci(
+/// One namespace, or all that can be used, with a channel for each reactor.
+pub(super) fn wanted(
+    namespace: Option<NamespaceId>,
+    io_timeout: Duration,
+    sites: &[Remote<Site>],
+) -> Wanted {
+    Wanted { namespace, channels: count(sites), io_timeout }
+}
+
+/// Namespaces of a controller on PCI, which vfio-pci must have.
+pub(super) fn attach_pci(
     name: &str,
     address: PciAddress,
-    namespace: Option<NamespaceId>,
+    wanted: Wanted,
     sites: &[Remote<Site>],
 ) -> anyhow::Result<Vec<(NvmeDevice, Attached)>> {
     // Vector 0 is the admin queue's; each reactor has one to sleep on.
@@ -41,7 +51,6 @@ pub(in crate::daemon) fn attach_pci(
     let transport = VfioTransport::open(address, options)?;
     let (access, vectors) = (transport.access(), transport.vectors());
     tracing::info!(controller = name, pci = %address, ?access, vectors, "controller taken");
-    let wanted = Wanted { namespace, channels: count(sites) };
     attach(name, Arc::new(transport), wanted, sites)
         .with_context(|| format!("cannot use the controller at {address}"))
 }
@@ -53,7 +62,8 @@ pub(in crate::daemon) fn attach_on_request(
     address: PciAddress,
     sites: &[Remote<Site>],
 ) -> anyhow::Result<Vec<(String, NvmeDevice, Attached)>> {
-    let attached = attach_pci(name, address, None, sites)?;
+    let wanted = wanted(None, config::DEFAULT_IO_TIMEOUT, sites);
+    let attached = attach_pci(name, address, wanted, sites)?;
     let found: Vec<_> = attached
         .into_iter()
         .map(|(device, attached)| (format!("{name}n{}", attached.namespace), device, attached))
@@ -119,7 +129,7 @@ pub(super) fn open_emulated(
     let controller = EmulatedController::new(settings, media).context("no events left")?;
     let thread = ControllerThread::spawn(Arc::clone(&controller))
         .context("cannot start the emulated controller's thread")?;
-    let wanted = Wanted { namespace: Some(NamespaceId(1)), channels: count(sites) };
+    let wanted = wanted(Some(NamespaceId(1)), config::DEFAULT_IO_TIMEOUT, sites);
     let mut found = attach(name, Arc::clone(&controller) as _, wanted, sites)?;
     let (device, attached) = found.pop().context("the controller has no namespace")?;
     Ok((Emulated { controller, _thread: thread }, device, attached))
@@ -144,6 +154,8 @@ fn attach(
             serial = identity.serial,
             firmware = identity.firmware,
             queue_pairs = identity.max_queue_pairs,
+            sgl = identity.sgl,
+            shadow_doorbells = identity.shadow_doorbells,
             "controller attached"
         );
         site.controllers.borrow_mut().push((name.clone(), Rc::new(driver)));

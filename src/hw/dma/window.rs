@@ -4,7 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::{DmaArena, IOVA_BASE};
 use crate::units::Iova;
@@ -83,6 +83,33 @@ impl DmaWindow {
         // SAFETY: in bounds and aligned; the other side uses atomics for queue memory.
         unsafe { &*pointer.cast::<AtomicU64>() }.store(value.to_le(), Ordering::Release);
         Ok(())
+    }
+
+    /// Loads four aligned bytes (acquire), or stores them (release): a shadow doorbell.
+    ///
+    /// # Errors
+    /// [`OutsideWindow`], also for an address that is not a multiple of four.
+    pub fn load_half(&self, iova: Iova) -> Result<u32, OutsideWindow> {
+        Ok(u32::from_le(self.half(iova)?.load(Ordering::Acquire)))
+    }
+
+    /// See [`DmaWindow::load_half`].
+    ///
+    /// # Errors
+    /// [`OutsideWindow`], also for an address that is not a multiple of four.
+    pub fn store_half(&self, iova: Iova, value: u32) -> Result<(), OutsideWindow> {
+        self.half(iova)?.store(value.to_le(), Ordering::Release);
+        Ok(())
+    }
+
+    fn half(&self, iova: Iova) -> Result<&AtomicU32, OutsideWindow> {
+        let pointer = self.pointer(iova, 4)?;
+        if !iova.get().is_multiple_of(4) {
+            return Err(OutsideWindow { iova, length: 4 });
+        }
+        // SAFETY: in bounds and aligned; the mapping lives as long as `self`. The other side uses
+        // atomics for shadow doorbells.
+        Ok(unsafe { &*pointer.cast::<AtomicU32>() })
     }
 
     /// Reads from a file straight into memory. Returns the bytes read.

@@ -2,14 +2,20 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, FromZeros};
 
 use super::*;
-use crate::hw::dma::DmaWindow;
+use crate::hw::dma::{DmaArena, DmaWindow};
 use crate::hw::transport::{Doorbell, DoorbellPage};
-use crate::spec::identify::DeallocatedReads;
+use crate::nvme::identity::ControllerIdentity;
+use crate::nvme::namespace::Namespace;
+use crate::nvme::quirks::Quirks;
+use crate::nvme::rings::Doorbells;
+use crate::nvme::shadow::Bell;
+use crate::spec::identify::{DeallocatedReads, IdentifyController};
+use crate::spec::register::Capabilities;
 use crate::spec::status::{Status, StatusCode};
-use crate::units::{BlockCount, CommandId};
+use crate::units::{BlockCount, BlockSize, ByteCount, CommandId, NamespaceId};
 
 const ID: u16 = 3;
 
@@ -93,10 +99,21 @@ fn namespace() -> Namespace {
     }
 }
 
+fn controller(sgl: bool) -> ControllerIdentity {
+    let mut page = IdentifyController::new_zeroed();
+    page.sgl_support.set(u32::from(sgl));
+    ControllerIdentity::new(&page, Capabilities::emulated(64, 1), 0x0001_0400, Quirks::default())
+}
+
 fn rig(entries: u16) -> Rig {
+    rig_with(entries, false)
+}
+
+fn rig_with(entries: u16, sgl: bool) -> Rig {
     let arena = DmaArena::new(ByteCount(4 << 20), false).unwrap();
     let doorbells = Arc::new(DoorbellPage::new(2));
-    let bell = |offset| Doorbell::new(Arc::clone(&doorbells) as _, offset, None).unwrap();
+    let bell =
+        |offset| Bell::new(Doorbell::new(Arc::clone(&doorbells) as _, offset, None).unwrap());
     let link = Arc::new(Link::new());
     let mut settings = QueueSettings::new(NamespaceId(1));
     settings.timeout = Duration::from_secs(1);
@@ -106,7 +123,7 @@ fn rig(entries: u16) -> Rig {
         arena: &arena,
         doorbells: Doorbells { submission: bell(0), completion: bell(4) },
         link: Arc::clone(&link),
-        target: Target::io(&namespace(), &settings),
+        target: Target::io(&namespace(), &controller(sgl), &settings),
     })
     .unwrap();
     let (submissions, completions) = pair.ring_addresses();
@@ -375,17 +392,25 @@ fn a_dead_controllers_buffers_stay_in_quarantine_unless_it_was_disabled() {
         drop(completions);
         let quarantined = rig.arena.quarantined();
         assert_eq!(quarantined.get() == 0, disabled);
-        drop(rig.pair);
+        drop((rig.pair, rig.link));
         assert_eq!(rig.arena.quarantined() > quarantined, !disabled, "the rings too");
     }
 }
 
 #[test]
 fn a_dropped_live_pair_leaves_its_memory_to_the_device() {
-    let rig = rig(4);
+    let mut rig = rig(4);
+    rig.read(1).unwrap();
+    rig.pair.ring();
     let (free, arena) = (rig.arena.free(), rig.arena.clone());
     drop(rig.pair);
-    assert_eq!(arena.free(), free);
+    assert_eq!((arena.free(), arena.quarantined()), (free, ByteCount(0)), "the controller has it");
+    rig.link.reclaim_remains();
+    assert_eq!(arena.free(), arena.size(), "the command's buffer too");
+    // Whose controller is gone without a word of it.
+    let rig = self::rig(4);
+    let arena = rig.arena.clone();
+    drop((rig.pair, rig.link));
     assert!(arena.quarantined().get() > 0);
 }
 

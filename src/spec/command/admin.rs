@@ -78,6 +78,14 @@ impl SubmissionEntry {
         entry
     }
 
+    /// The same Create I/O Submission Queue with a priority class (QPRIO): 0 urgent to 3 low. It
+    /// means nothing without weighted arbitration.
+    #[must_use]
+    pub const fn with_queue_priority(mut self, class: u8) -> Self {
+        self.dword11 = U32::new(self.dword11.get() & !6 | ((class & 3) as u32) << 1);
+        self
+    }
+
     /// Delete I/O Submission Queue.
     #[must_use]
     pub const fn delete_submission_queue(queue: QueueId) -> Self {
@@ -223,6 +231,13 @@ impl SubmissionEntry {
     #[must_use]
     pub const fn async_event_request() -> Self {
         Self::admin(AdminOpcode::ASYNC_EVENT_REQUEST)
+    }
+
+    /// Doorbell Buffer Config: a page of shadow doorbells at `shadow`, and a page at `events` in
+    /// which the controller says at which value it wants to hear of the doorbell itself.
+    #[must_use]
+    pub const fn doorbell_buffers(shadow: Iova, events: Iova) -> Self {
+        Self::admin(AdminOpcode::DOORBELL_BUFFER_CONFIG).with_prps(shadow, events)
     }
 
     /// How many bytes an admin command moves between host and controller, as far as the command

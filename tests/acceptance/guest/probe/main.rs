@@ -58,7 +58,7 @@ fn run(arguments: &[String]) -> Result<()> {
 }
 
 fn try_everything(transport: &VfioTransport, address: PciAddress, serial: &str) -> Result<()> {
-    let identity = transport.identity();
+    let identity = transport.identity().context("it does not say who made it")?;
     let mut vendor = [0; 2];
     transport.read_configuration(0, &mut vendor)?;
     ensure!(u16::from_le_bytes(vendor) == identity.vendor, "sysfs and the device disagree");

@@ -41,7 +41,8 @@ block_size = $(</sys/class/block/"$disk"/queue/logical_block_size)"
 
 on_vfio() {
     configure "driver = \"nvme\"
-pci = \"$1\""
+pci = \"$1\"
+io_timeout = \"${io_timeout:-30s}\""
 }
 
 daemon_said() {

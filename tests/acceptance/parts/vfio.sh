@@ -6,7 +6,7 @@
 part_about="NVMe drives through VFIO, in a QEMU guest with an IOMMU"
 part_packages=(qemu-system-x86 busybox-static cpio kmod xz-utils zstd python3 jq
     fio e2fsprogs fuse3)
-part_checks=(bind probe unplug serve faults power_loss crash)
+part_checks=(bind probe unplug serve faults stalls power_loss crash)
 
 guest=$checkout/tests/acceptance/guest
 guest_folder=$checkout/target/guest
@@ -78,9 +78,11 @@ store_on() {
         config.toml
 }
 
-# numbers_are_there IMAGE FSYNCED BEGUN: in the volume that guest/serve.sh's writer wrote.
+# numbers_are_there IMAGE FSYNCED BEGUN: in the volume that guest/serve.sh's writer wrote, in a store
+# whose check finds nothing wrong before anything repairs it.
 numbers_are_there() {
     store_on "$1"
+    "$lvolfs" check "$1" || fail "lvolfs check: exit $?"
     daemon_start
     python3 "$tools/write_log.py" check mount/volumes/pool0/demo 16 "$2" "$3"
     daemon_stop
@@ -88,6 +90,11 @@ numbers_are_there() {
 
 last_number() {
     sed -n "s/^$1 //p" "$2" | tail -n 1
+}
+
+limit_drive() {
+    python3 "$tools/qmp.py" guest/qmp qom-set "{\"path\": \"/objects/image0\",
+        \"property\": \"limits\", \"value\": {\"bps-total\": $1}}"
 }
 
 # The lines "host: ..." of guest.log are done to the drive, until the guest is gone.
@@ -98,6 +105,9 @@ do_to_drive() {
         case $wish in
         '') sleep 0.05 && continue ;;
         unplug) python3 "$tools/qmp.py" guest/qmp device_del '{"id": "drive0"}' ;;
+        # A byte per second, or as many as there are.
+        stall) limit_drive 1 ;;
+        go) limit_drive 0 ;;
         *)
             python3 "$tools/qmp.py" guest/qmp blockdev-reopen "{\"options\": [{\"driver\": \"throttle\",
                 \"node-name\": \"image0\", \"throttle-group\": \"image0\", \"file\": \"${wish}0\"}]}"
@@ -110,6 +120,20 @@ do_to_drive() {
 vfio_faults() {
     : >guest.log
     guest_daemon --faulty --drive 256M --drive 64M "$guest/checks/faults" >guest.log 2>&1 &
+    local booted=$! status=0
+    do_to_drive $booted
+    wait $booted || status=$?
+    cat guest.log
+    ((status == 0)) || fail "the guest's script ended with $status"
+    numbers_are_there guest/drive0.img "$(last_number fsynced guest.log)" "$(last_number begin guest.log)"
+}
+
+# The drive stops moving data, for less and for more time than a command has.
+vfio_stalls() {
+    local rounds=2
+    [[ -z $long ]] || rounds=10
+    : >guest.log
+    guest_daemon --faulty --drive 256M "$guest/checks/stalls" $rounds >guest.log 2>&1 &
     local booted=$! status=0
     do_to_drive $booted
     wait $booted || status=$?

@@ -158,7 +158,7 @@ async fn driver(reactor: &Rc<Reactor>, arena: &DmaArena) {
     let settings = Settings { io_queues: 2, ..Settings::default() };
     let emulated = EmulatedController::new(settings, memory).expect("descriptors");
     let _thread = ControllerThread::spawn(Arc::clone(&emulated)).expect("a thread");
-    let wanted = Wanted { namespace: Some(NamespaceId(1)), channels: 1 };
+    let wanted = Wanted::new(Some(NamespaceId(1)), 1);
     let opened = NvmeController::open(reactor, arena, emulated, &wanted).await;
     let (controller, devices) = opened.expect("it comes up");
     let channel: NvmeChannel = devices[0].channel(reactor, arena).expect("it was asked for");

@@ -763,7 +763,10 @@ fn nobody_is_late_while_firmware_is_activated() {
     rig.device.activate_firmware(seconds(100));
     let started = rig.now;
     rig.until("the notice", |event| match event {
-        Event::Notice(notice) => Ok(assert_eq!(notice.log_page, LogPage::FIRMWARE)),
+        Event::Notice(notice) => {
+            assert_eq!(notice.log_page, LogPage::FIRMWARE);
+            Ok(())
+        }
         other => Err(other),
     });
     pair.ring();
@@ -799,7 +802,10 @@ fn firmware_that_takes_longer_than_it_may_ends_in_a_reset() {
     rig.device.activate_firmware(Duration::MAX);
     let started = rig.now;
     rig.until("a reset", |event| match event {
-        Event::ResetStarted { cause, .. } => Ok(assert_eq!(cause, ResetCause::FirmwareTimeout)),
+        Event::ResetStarted { cause, .. } => {
+            assert_eq!(cause, ResetCause::FirmwareTimeout);
+            Ok(())
+        }
         other => Err(other),
     });
     let waited = rig.now.since(started);

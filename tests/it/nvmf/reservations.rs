@@ -664,7 +664,7 @@ fn preempt_and_abort_waits_for_what_is_in_flight() {
     let medium = Memory::new(MemoryGeometry::new(BlockSize::B4096, blocks));
     let emulated = EmulatedController::new(Settings::default(), medium).unwrap();
     let _steps = reactor.register(Rc::new(Stepped(Arc::clone(&emulated))));
-    let wanted = Wanted { namespace: Some(NamespaceId(1)), channels: 3 };
+    let wanted = Wanted::new(Some(NamespaceId(1)), 3);
     let transport = Arc::clone(&emulated);
     let opened = NvmeController::open(&reactor, &arena, transport, &wanted);
     let (controller, devices) = reactor.block_on(opened).unwrap();

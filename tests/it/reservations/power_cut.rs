@@ -83,7 +83,7 @@ impl Drive {
             pictures: RefCell::default(),
         });
         let steps = reactor.register(Rc::clone(&stepped) as Rc<dyn Poller>);
-        let wanted = Wanted { namespace: Some(NamespaceId(1)), channels: 1 };
+        let wanted = Wanted::new(Some(NamespaceId(1)), 1);
         let opened = NvmeController::open(reactor, arena, emulated, &wanted);
         let (controller, devices) = opened.await.unwrap();
         let channel = AnyChannel::Nvme(devices[0].channel(reactor, arena).unwrap());

@@ -168,7 +168,12 @@ impl Entry {
     /// Notes that data changed now.
     #[inline]
     pub(super) fn note_write(&self) {
-        self.written.store(nanoseconds(coarse_wall_clock()), Ordering::Relaxed);
+        let now = nanoseconds(coarse_wall_clock());
+        // Written a few hundred times a second, not with each write: other CPUs read it, and what
+        // lies beside it.
+        if self.written.load(Ordering::Relaxed) != now {
+            self.written.store(now, Ordering::Relaxed);
+        }
     }
 
     /// Takes over when it was changed last from who knows better. Stored when the pool is closed

@@ -19,8 +19,12 @@ const SLOTS: u64 = 64;
 
 /// The locks of one volume, shared by all reactors.
 pub(super) struct WriteLocks {
-    slots: Box<[RwLock<()>]>,
+    slots: Box<[Slot]>,
 }
+
+/// A lock on cache lines of its own: neighbours are taken by other CPUs at the same time.
+#[repr(align(64))]
+struct Slot(RwLock<()>);
 
 /// Locks that are held until this is dropped.
 pub(super) enum Held<T> {
@@ -31,7 +35,7 @@ pub(super) enum Held<T> {
 
 impl Default for WriteLocks {
     fn default() -> Self {
-        Self { slots: (0..SLOTS).map(|_| RwLock::new(())).collect() }
+        Self { slots: (0..SLOTS).map(|_| Slot(RwLock::new(()))).collect() }
     }
 }
 
@@ -39,14 +43,14 @@ impl WriteLocks {
     /// Waits until no partial-block write touches the range, and keeps such writes out.
     pub(super) async fn shared(&self, offset: u64, length: u64) -> Held<RwLockReadGuard<'_, ()>> {
         match slots(offset, length) {
-            Touched::One(slot) => Held::One(match self.slots[slot].try_read() {
+            Touched::One(slot) => Held::One(match self.slots[slot].0.try_read() {
                 Some(held) => held,
-                None => self.slots[slot].read().await,
+                None => self.slots[slot].0.read().await,
             }),
             Touched::Many(touched) => {
                 let mut held = Vec::with_capacity(touched.len());
                 for slot in touched {
-                    held.push(self.slots[slot].read().await);
+                    held.push(self.slots[slot].0.read().await);
                 }
                 Held::Many(held)
             }
@@ -60,11 +64,11 @@ impl WriteLocks {
         length: u64,
     ) -> Held<RwLockWriteGuard<'_, ()>> {
         match slots(offset, length) {
-            Touched::One(slot) => Held::One(self.slots[slot].write().await),
+            Touched::One(slot) => Held::One(self.slots[slot].0.write().await),
             Touched::Many(touched) => {
                 let mut held = Vec::with_capacity(touched.len());
                 for slot in touched {
-                    held.push(self.slots[slot].write().await);
+                    held.push(self.slots[slot].0.write().await);
                 }
                 Held::Many(held)
             }

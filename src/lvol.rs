@@ -27,6 +27,7 @@ mod grow;
 mod inflate;
 mod interruption;
 mod io;
+mod journal;
 mod merge;
 mod metadata_io;
 mod operations;
@@ -50,6 +51,7 @@ pub use error::{Damage, Error, IoFailure, ReadOnlyReason, Resource, VolumeTransf
 pub use external::{ExternalName, external_name, stored_name};
 pub use interruption::Interruption;
 pub use io::{StoreIo, VolumeIo};
+pub use journal::TornWrites;
 pub use operations::NewVolume;
 pub use recover::Recovery;
 pub use scrub::{DEFAULT_RATE, FINDINGS_LIMIT, LOWEST_RATE, ScrubReport, ScrubState};

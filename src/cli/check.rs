@@ -276,6 +276,11 @@ fn as_json(check: &Check, done: &[String]) -> String {
             "data_clusters": report.layout.data_clusters().0,
             "free_clusters": report.free_clusters.0,
             "volumes": volumes.collect::<Vec<_>>(),
+            "journal": report.journal.as_ref().map(|journal| json!({
+                "blob": format!("{:#x}", journal.blob.0),
+                "name": journal.name.as_ref().map(ToString::to_string),
+                "size": journal.size.0,
+            })),
         })
     });
     pretty(&json!({
@@ -320,6 +325,14 @@ fn told(path: &Path, check: &Check, done: &[String]) -> String {
             report.volumes.len(),
             if report.clean { "closed in order" } else { "not closed in order" },
         );
+        if let Some(journal) = &report.journal {
+            text += &format!(
+                "journal {}: blob {:#x}, {}, against torn writes; no volume\n",
+                name_of(report, journal),
+                journal.blob.0,
+                size(journal.size.0),
+            );
+        }
     }
     text + &format!("{}: {}\n", path.display(), verdict(check.verdict()))
 }

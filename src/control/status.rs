@@ -85,6 +85,10 @@ pub struct PoolStatus {
     /// Free bytes that are kept for the reserves of volumes.
     #[serde(default)]
     pub reserved: u64,
+    /// How metadata pages are protected from being torn by a power cut: `atomic` by the device,
+    /// `journal`, or `unprotected` as long as there is no journal.
+    #[serde(default)]
+    pub torn_writes: String,
     /// Of its metadata.
     pub counters: Counters,
     /// Its volumes.

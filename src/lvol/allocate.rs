@@ -372,8 +372,7 @@ impl<D: BlockDevice> Store<D> {
         while at < to {
             let blocks = step.min(to - at);
             let length = (blocks << shift) as usize;
-            let memory = BlockError::NoMemory { bytes: length as u64 };
-            let buffer = self.io.arena().allocate(length).ok_or(memory)?;
+            let buffer = self.io.allocate(length).await?;
             let device = self.io.device();
             let read = device.read(Lba(source.start.0 + at), buffer).await;
             let buffer = read.map_err(|failed| failed.error)?;
@@ -397,8 +396,8 @@ impl<D: BlockDevice> Store<D> {
         while at < blocks.end {
             let count = step.min(blocks.end - at);
             let bytes = count << shift;
-            let buffer = self.io.arena().allocate(bytes as usize);
-            let buffer = buffer.ok_or(Error::NoMemory { bytes })?;
+            let buffer = self.io.allocate(bytes as usize).await;
+            let buffer = buffer.map_err(|_| Error::NoMemory { bytes })?;
             let buffer = self.read_external(shown, offset + (at << shift), buffer).await?;
             let start = Lba(target.start.0 + at);
             let written = self.io.device().write(start, buffer, Durability::Cached).await;

@@ -13,7 +13,8 @@ use super::format::{
     Contents, IDENTIFY_BYTES, PageBytes, STRUCTURE_SIZE, SuperBlock, SuperBlockError,
 };
 use super::validate::{
-    Examined, Finding, ImageRead, Report, Severity, ValidateError, examine, image_read, medium_of,
+    Examined, Finding, ImageRead, Report, Severity, Tolerant, ValidateError, examine, image_read,
+    medium_of, restored_super_block,
 };
 
 mod super_block;
@@ -79,9 +80,9 @@ impl Check {
 /// # Errors
 /// [`CheckError`]: nothing could be checked.
 pub fn check(image: &dyn ImageRead, known: Known) -> Result<Check, CheckError> {
-    let Found { damage, super_block } = find(image, known)?;
+    let Found { damage, super_block, is_torn } = find(image, known)?;
     let report = match super_block {
-        Some(super_block) => Some(examine(image, super_block)?.report()),
+        Some(super_block) => Some(examine(image, super_block, is_torn)?.report()),
         None => None,
     };
     Ok(Check { super_block: damage, report })
@@ -91,21 +92,35 @@ pub fn check(image: &dyn ImageRead, known: Known) -> Result<Check, CheckError> {
 pub(super) struct Found {
     pub(super) damage: Option<SuperBlockError>,
     pub(super) super_block: Option<SuperBlock>,
+    /// Whether a power cut tore it, and opening restores it. That is no damage.
+    pub(super) is_torn: bool,
 }
 
 /// Finds the super block.
 pub(super) fn find(image: &dyn ImageRead, known: Known) -> Result<Found, CheckError> {
     let size = image.size().map_err(ValidateError::Size)?;
     let mut start = vec![0; size.0.min(IDENTIFY_BYTES as u64) as usize];
-    image_read(image, 0, &mut start)?;
+    // Without the first page nothing is known; what follows is looked at closely later.
+    let first = start.len().min(STRUCTURE_SIZE);
+    let (head, tail) = start.split_at_mut(first);
+    image_read(image, 0, head)?;
+    image_read(&Tolerant::new(image), STRUCTURE_SIZE as u64, tail)?;
     let Some(first) = start.first_chunk::<STRUCTURE_SIZE>() else {
         return Err(CheckError::NotLvolstore(Contents::identify(&start)));
     };
     // The smallest block there is: what is read here is not bound to the device's own.
-    let damage = match SuperBlock::parse(first, medium_of(image, BlockSize::B512)?) {
-        Ok(super_block) => return Ok(Found { damage: None, super_block: Some(super_block) }),
+    let medium = medium_of(image, BlockSize::B512)?;
+    let whole =
+        |super_block, is_torn| Ok(Found { damage: None, super_block: Some(super_block), is_torn });
+    let damage = match SuperBlock::parse(first, medium) {
+        Ok(super_block) => return whole(super_block, false),
         Err(damage) => damage,
     };
+    if matches!(damage, SuperBlockError::Checksum { .. })
+        && let Some(super_block) = restored_super_block(image, first, medium)?
+    {
+        return whole(super_block, true);
+    }
     let super_block = match damage {
         SuperBlockError::Kind { .. } | SuperBlockError::Version { .. } => None,
         _ => super_block::rebuild(image, first, known)?,
@@ -114,7 +129,7 @@ pub(super) fn find(image: &dyn ImageRead, known: Known) -> Result<Found, CheckEr
         (None, contents) if contents != Contents::Lvolstore => {
             Err(CheckError::NotLvolstore(contents))
         }
-        (super_block, _) => Ok(Found { damage: Some(damage), super_block }),
+        (super_block, _) => Ok(Found { damage: Some(damage), super_block, is_torn: false }),
     }
 }
 
@@ -129,6 +144,7 @@ fn read_page(image: &dyn ImageRead, offset: ByteOffset) -> Result<PageBytes, Val
 pub(super) fn examined(
     image: &dyn ImageRead,
     super_block: SuperBlock,
+    is_torn: bool,
 ) -> Result<Examined, CheckError> {
-    Ok(examine(image, super_block)?)
+    Ok(examine(image, super_block, is_torn)?)
 }

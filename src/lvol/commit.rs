@@ -8,12 +8,15 @@
 //!    the old state; the fresh pages are rubbish that recovery does not see.
 //! 3. Root pages are written in place; the root of a deleted volume is zeroed. FLUSH. A crash in
 //!    between leaves each root old or new, and either is true: the pages and clusters of both are
-//!    intact. (A root is atomic where the device's atomic unit is at least 4096 bytes.)
+//!    intact. (A root is atomic where the device's atomic unit is at least 4096 bytes.
+//!    Elsewhere opening makes it so.)
 //! 4. It is durable: maps are told, whoever waits is answered.
 //! 5. Behind their backs (`reclaim.rs`): old pages are zeroed, dropped clusters are discarded, and
 //!    both become usable when no I/O that can still know them is in flight.
 //!
-//! Before the first commit after a clean opening the super block is marked not clean. FLUSH.
+//! The first commit after a clean opening marks the super block not clean in step 2: what step 2
+//! writes does not make the bitmaps untrue yet. Where the device tears pages, step 2 also writes the roots to the journal, with the same flush
+//! (`journal.rs`); roots that do not fit into it at once go through steps 2 and 3 in turn.
 //!
 //! Commits run one at a time. All who ask while one runs share the next, which takes what is
 //! dirty of the volumes they name. One who asks for a volume that is not dirty gets one flush.
@@ -25,6 +28,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures_channel::oneshot;
+use futures_util::future::join;
 
 use crate::block::BlockDevice;
 use crate::units::{BlobId, ByteOffset, ClusterIndex, PageIndex};
@@ -99,6 +103,12 @@ impl<D: BlockDevice> Store<D> {
         answered.await.unwrap_or(Err(Error::Gone))
     }
 
+    /// Commits a volume if it is dirty; without a flush if it is not.
+    pub(super) async fn commit_dirty(&self, id: BlobId) -> Result<(), Error> {
+        let dirty = self.state.borrow().volumes.get(&id).is_some_and(Volume::is_dirty);
+        if dirty { self.commit([id]).await } else { Ok(()) }
+    }
+
     /// Commits whatever is dirty.
     pub(super) async fn commit_all(&self) -> Result<(), Error> {
         let dirty: Vec<_> = self.state.borrow().dirty_volumes().collect();
@@ -124,13 +134,24 @@ impl<D: BlockDevice> Store<D> {
     /// One commit; the numbers are those of the module.
     async fn commit_round(&self, volumes: &BTreeSet<BlobId>) -> Result<(), Error> {
         self.fate.error().map_or(Ok(()), Err)?;
+        self.make_journal(volumes).await?;
+        self.commit_now(volumes).await
+    }
+
+    /// The steps.
+    pub(super) async fn commit_now(&self, volumes: &BTreeSet<BlobId>) -> Result<(), Error> {
         let plan = self.plan_with_space(volumes).await?; // 1
         if plan.is_empty() {
             return self.flush().await;
         }
-        self.mark_not_clean().await?;
-        self.write_fresh_pages(&plan).await?; // 2
-        self.write_roots(&plan).await?; // 3
+        let turn = self.in_place.turn().await;
+        let roots = self.at_offsets(&plan.roots);
+        let (first, others) = self.first_batch(&roots);
+        self.write_fresh_pages(&plan, first).await?; // 2
+        self.write_in_place(first).await?; // 3
+        self.rewrite(others).await?;
+        self.count(|counters| counters.roots_written += roots.len() as u64);
+        drop(turn);
         for (map, version) in &plan.durable {
             map.set_durable(*version); // 4
         }
@@ -177,33 +198,33 @@ impl<D: BlockDevice> Store<D> {
         Ok(plan)
     }
 
-    /// The bitmaps on the medium are about to become untrue.
-    async fn mark_not_clean(&self) -> Result<(), Error> {
+    /// The bitmaps on the medium are about to become untrue; whether there is something to flush.
+    async fn mark_not_clean(&self) -> Result<bool, Error> {
         let mut super_block = self.state.borrow().super_block.clone();
         if !super_block.is_clean() {
-            return Ok(());
+            return Ok(false);
         }
         super_block.set_clean(false);
-        self.write_super_block(&super_block).await?;
-        self.flush().await?;
+        let written = self.io.write_page(ByteOffset(0), &super_block.encode()).await;
+        written.map_err(|cause| self.poison("metadata write", cause))?;
         self.state.borrow_mut().super_block = super_block;
-        Ok(())
+        Ok(true)
     }
 
-    async fn write_fresh_pages(&self, plan: &Plan) -> Result<(), Error> {
+    /// Fresh pages, and beside them the journal's record of the roots that are about to be
+    /// rewritten, and the mark.
+    async fn write_fresh_pages(
+        &self,
+        plan: &Plan,
+        roots: &[(ByteOffset, PageBytes)],
+    ) -> Result<(), Error> {
         let pages = self.at_offsets(&plan.fresh);
-        let written = self.io.write_pages(&pages).await;
+        let (written, recorded) = join(self.io.write_pages(&pages), self.record(roots)).await;
         written.map_err(|cause| self.poison("metadata write", cause))?;
+        let (recorded, marked) = (recorded?, self.mark_not_clean().await?);
         self.count(|counters| counters.pages_written += pages.len() as u64);
-        if plan.maps_data || !pages.is_empty() { self.flush().await } else { Ok(()) }
-    }
-
-    async fn write_roots(&self, plan: &Plan) -> Result<(), Error> {
-        let pages = self.at_offsets(&plan.roots);
-        let written = self.io.write_pages(&pages).await;
-        written.map_err(|cause| self.poison("metadata write", cause))?;
-        self.count(|counters| counters.roots_written += pages.len() as u64);
-        self.flush().await
+        let needed = plan.maps_data || !pages.is_empty() || recorded || marked;
+        if needed { self.flush().await } else { Ok(()) }
     }
 
     fn at_offsets(&self, pages: &[(PageIndex, PageBytes)]) -> Vec<(ByteOffset, PageBytes)> {
@@ -250,7 +271,8 @@ impl Plan {
 
     /// Dirty extent pages, chain and root are written; what they replace is surplus.
     fn update(&mut self, volume: &mut Volume, allocator: &mut Allocator) -> Result<(), Error> {
-        self.maps_data |= !volume.dirty.is_empty();
+        // With a table, what is newly mapped is in fresh pages, which are flushed for anyway.
+        self.maps_data |= !volume.dirty.is_empty() && !volume.has_table();
         let dirty = std::mem::take(&mut volume.dirty);
         if let Mapping::Table(table) = &mut volume.blob.mapping {
             self.surplus.pages.extend(table.set_clusters(volume.clusters));

@@ -55,8 +55,9 @@ impl<D: BlockDevice> Store<D> {
     }
 
     /// Makes a pool on a blank device. In order: the metadata region and the bitmaps are zeroed,
-    /// the store's own blob is written. FLUSH. The super block is written. FLUSH. So a crash
-    /// leaves a device that is still blank, or a pool.
+    /// the store's own blob is written. FLUSH. The super block is written without its last sector.
+    /// FLUSH. It is written. FLUSH. So a crash leaves a device that is still blank, or a pool: each
+    /// write changes one sector, and opening ends the last one.
     ///
     /// # Errors
     /// [`Error::NotBlank`], [`Error::InvalidName`], [`Error::Layout`], [`Error::Device`],
@@ -102,6 +103,8 @@ impl<D: BlockDevice> Store<D> {
         io.flush().await?;
         let mut super_block = SuperBlock::new(layout);
         super_block.set_super_blob(Some(blob.id));
+        io.write_page(ByteOffset(0), &super_block.encode_unfinished()).await?;
+        io.flush().await?;
         io.write_page(ByteOffset(0), &super_block.encode()).await?;
         io.flush().await?;
         tracing::debug!(pool = %name, %uuid, "formatted");
@@ -111,7 +114,14 @@ impl<D: BlockDevice> Store<D> {
     /// The last steps of an orderly close: everything is committed, the bitmaps are written. FLUSH.
     /// The super block says clean. FLUSH. If the medium says clean already, nothing was changed.
     pub(super) async fn close_clean(&self) -> Result<(), Error> {
-        self.commit_all().await?;
+        let (dirty, clean) = {
+            let state = self.state.borrow();
+            (state.dirty_volumes().next().is_some(), state.super_block.is_clean())
+        };
+        if dirty || clean {
+            // Data alone is durable with the bitmaps, if those are written.
+            self.commit_all().await?;
+        }
         self.settle().await;
         self.fate.error().map_or(Ok(()), Err)?;
         let mut super_block = self.state.borrow().super_block.clone();
@@ -127,7 +137,6 @@ impl<D: BlockDevice> Store<D> {
         self.flush().await?;
         super_block.set_clean(true);
         self.write_super_block(&super_block).await?;
-        self.flush().await?;
         self.state.borrow_mut().super_block = super_block;
         tracing::debug!("closed clean");
         Ok(())
@@ -179,9 +188,15 @@ impl<D: BlockDevice> Store<D> {
         Ok(())
     }
 
+    /// Rewrites the super block; it is durable on return. Nobody else may be about to.
     pub(super) async fn write_super_block(&self, super_block: &SuperBlock) -> Result<(), Error> {
-        let written = self.io.write_page(ByteOffset(0), &super_block.encode()).await;
-        written.map_err(|cause| self.poison("metadata write", cause))
+        let pages = [(ByteOffset(0), super_block.encode())];
+        let _turn = self.in_place.turn().await;
+        // A torn mark proves itself: the checksum is right for the other one.
+        if self.state.borrow().super_block.differs_by_mark(super_block) {
+            return self.write_in_place(&pages).await;
+        }
+        self.rewrite(&pages).await
     }
 
     fn masks(&self) -> [(MaskKind, BitSet); 3] {

@@ -141,7 +141,7 @@ pub fn dump(image: &dyn ImageRead, known: Known) -> Result<Dump, CheckError> {
         ));
     };
     let damage = found.damage.map(|damage| damage.to_string());
-    let store = examined(image, super_block)?;
+    let store = examined(image, super_block, found.is_torn)?;
     let bitmaps = store.masks.iter().flat_map(|masks| {
         [
             (MaskKind::UsedPages, &masks.pages),

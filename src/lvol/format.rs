@@ -19,7 +19,9 @@
 //!    [`ClusterMap::of`] joins both to the map from volume clusters to device clusters.
 //! 6. Writing: change the [`Blob`], ask [`Blob::pages_needed`], put fresh pages into
 //!    [`Blob::chain`], call [`Blob::encode`]; extent pages through [`ExtentPage::encode`].
-//! 7. [`VolumeName`] and the functions of [`lvolstore`] read and write what an lvolstore keeps in
+//! 7. [`Journal`], [`encode_record`] and [`Record`] write in-place pages twice, where a device tears
+//!    them.
+//! 8. [`VolumeName`] and the functions of [`lvolstore`] read and write what an lvolstore keeps in
 //!    extended attributes.
 
 use crate::units::{BlobId, PageIndex};
@@ -29,6 +31,7 @@ mod blob;
 mod cluster_map;
 mod contents;
 mod extent;
+mod journal;
 mod layout;
 pub mod lvolstore;
 mod page;
@@ -42,6 +45,10 @@ pub use blob::{Blob, ClearMethod, Flags, Mapping, Xattr, XattrError, Xattrs};
 pub use cluster_map::{ClusterMap, MapProblem, MappedRun};
 pub use contents::{Contents, IDENTIFY_BYTES};
 pub use extent::{EXTENT_PAGE_CLUSTERS, ExtentPage, ExtentTable, Run, Runs, TableSlot};
+pub use journal::{
+    JOURNAL_NAME, Journal, Record, Rewrite, encode_record, is_journal, is_torn_journal,
+    names_journal,
+};
 pub use layout::{Layout, LayoutError, LayoutOptions, Medium, Region};
 pub use lvolstore::VolumeName;
 pub use page::{Descriptor, Descriptors, Page, PageKind, PageProblem, claims_root};
@@ -83,6 +90,11 @@ pub fn checksum(bytes: &PageBytes) -> u32 {
 fn seal(bytes: &mut PageBytes) {
     let crc = checksum(bytes);
     bytes[CHECKSUM_OFFSET..].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Whether the checksum is right.
+fn is_sealed(bytes: &PageBytes) -> bool {
+    bytes[CHECKSUM_OFFSET..] == checksum(bytes).to_le_bytes()
 }
 
 #[cfg(test)]

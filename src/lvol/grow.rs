@@ -5,7 +5,7 @@
 //! 2. The super block is written with the new size and the longer bitmap. FLUSH. A crash before
 //!    leaves the old size, a crash after it the new one; either is recovered from the metadata
 //!    pages, and no volume has a cluster of what was gained. (The super block is atomic where the
-//!    device's atomic unit is at least 4096 bytes.)
+//!    device's atomic unit is at least 4096 bytes; elsewhere the journal restores it.)
 //! 3. Memory says it, too: the new clusters can be given to volumes.
 //!
 //! The bitmap grows into the room that lies behind it since the pool was made; where that ends, so

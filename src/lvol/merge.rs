@@ -52,7 +52,7 @@ impl<D: BlockDevice> Store<D> {
         {
             let mut state = self.state.borrow_mut();
             let Some(volume) = state.volumes.get_mut(&id) else { return Err(Error::NotFound) };
-            volume.deleted = true;
+            volume.delete();
             let end = volume.clusters.0;
             drop_from(volume, 0, end);
             let name = volume.name.clone();
@@ -82,7 +82,7 @@ impl<D: BlockDevice> Store<D> {
     async fn move_frozen(&self, id: BlobId, map: &Arc<VolumeMap>) -> Result<(), Error> {
         let clone = map.blob();
         let frozen = self.freeze(map).await?; // 3
-        self.commit([clone]).await?; // 4
+        self.commit_dirty(clone).await?; // 4
         let (before, moved) = {
             let mut state = self.state.borrow_mut();
             let before = state.served(clone)?.blob.clone();

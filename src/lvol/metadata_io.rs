@@ -12,6 +12,7 @@ use futures_util::stream::{self, StreamExt};
 
 use crate::block::{BlockDevice, BlockError, Durability, Geometry};
 use crate::hw::dma::{DmaArena, DmaBuffer};
+use crate::reactor::{Reactor, Share};
 use crate::units::{BlockCount, ByteCount, ByteOffset, Lba};
 
 use super::format::{Medium, PageBytes, STRUCTURE_SIZE};
@@ -29,6 +30,8 @@ const READ_STEP: usize = 256 << 10;
 pub(super) struct MetadataIo<D> {
     device: D,
     arena: DmaArena,
+    /// On which memory is waited for, if it may be.
+    reactor: Option<Rc<Reactor>>,
     buffers: Rc<Buffers>,
 }
 
@@ -62,7 +65,25 @@ impl<D: BlockDevice> MetadataIo<D> {
         let free = buffers.ok_or(BlockError::NoMemory { bytes })?;
         let left = Cell::new(free.len());
         let buffers = Buffers { free: RefCell::new(free), waiting: RefCell::default(), left };
-        Ok(Self { device, arena: arena.clone(), buffers: Rc::new(buffers) })
+        Ok(Self { device, arena: arena.clone(), reactor: None, buffers: Rc::new(buffers) })
+    }
+
+    /// Waits from now on where memory is short: others are about to give some back.
+    pub(super) fn waiting_on(mut self, reactor: &Rc<Reactor>) -> Self {
+        self.reactor = Some(Rc::clone(reactor));
+        self
+    }
+
+    /// Memory for a transfer.
+    ///
+    /// # Errors
+    /// [`BlockError::NoMemory`].
+    pub(super) async fn allocate(&self, length: usize) -> Result<DmaBuffer, BlockError> {
+        let buffer = match &self.reactor {
+            Some(reactor) => reactor.allocate(&self.arena, length, Share::All).await,
+            None => self.arena.allocate(length),
+        };
+        buffer.ok_or(BlockError::NoMemory { bytes: length as u64 })
     }
 
     pub(super) fn device(&self) -> &D {
@@ -95,9 +116,8 @@ impl<D: BlockDevice> MetadataIo<D> {
         offset: ByteOffset,
         length: usize,
     ) -> Result<DmaBuffer, BlockError> {
-        let bytes = length as u64;
-        let buffer = self.arena.allocate(length).ok_or(BlockError::NoMemory { bytes })?;
-        let Stretch { start, .. } = self.stretch(offset, ByteCount(bytes));
+        let buffer = self.allocate(length).await?;
+        let Stretch { start, .. } = self.stretch(offset, ByteCount(length as u64));
         self.device.read(start, buffer).await.map_err(|failed| failed.error)
     }
 

@@ -140,7 +140,7 @@ impl<D: BlockDevice> Store<D> {
         {
             let mut state = self.state.borrow_mut();
             let volume = state.served_mut(id)?;
-            volume.deleted = true;
+            volume.delete();
             volume.map.set_flags(DELETED);
             let end = volume.clusters.0;
             drop_from(volume, 0, end);
@@ -442,7 +442,11 @@ impl<D: BlockDevice> Store<D> {
 }
 
 /// Gives clusters of a volume their places.
-fn map_all(volume: &mut Volume, clusters: impl Iterator<Item = u32>, places: &[ClusterIndex]) {
+pub(super) fn map_all(
+    volume: &mut Volume,
+    clusters: impl Iterator<Item = u32>,
+    places: &[ClusterIndex],
+) {
     for (cluster, place) in clusters.map(VolumeCluster).zip(places) {
         volume.map.set(cluster, Place::Own(*place));
         volume.touch(cluster);

@@ -1,7 +1,7 @@
 //! Opening a pool: from the bytes of its first page to volumes that can be served.
 //!
 //! ```text
-//! super block (checked) -> the set of root pages -> loaded blobs -> relations -> what is in use
+//! journal -> super block (checked) -> the set of root pages -> loaded blobs -> relations -> what is in use
 //! ```
 //!
 //! * A cleanly closed store names its roots in a bitmap. The bitmaps are believed if they can be
@@ -14,28 +14,31 @@
 //! * A cluster or page with two owners makes both read-only, unless one is the other's parent:
 //!   then the child has not finished taking it over, and sees it as its parent's.
 //!
-//! Nothing is written. Memory is bounded by what the region holds: valid pages are kept up to
+//! Nothing is written, but pages that a power cut tore and the journal has whole: that comes first
+//! (`replay.rs`). Memory is bounded by what the region holds: valid pages are kept up to
 //! [`CACHE_PAGES`], others are read again.
 
 mod relate;
+mod replay;
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt};
 
-use crate::block::BlockDevice;
+use crate::block::{BlockDevice, BlockError};
 use crate::units::{BlobId, ByteOffset, ClusterIndex, PageIndex};
 
 use super::allocator::Allocator;
 use super::error::{Damage, Error};
 use super::format::{
     BitSet, Blob, BlobError, BlobReader, ClusterMap, ExtentPage, Layout, Mapping, MaskKind,
-    PageBytes, PageKind, PageProblem, SuperBlock, blob_id, claims_root, decode_mask, lvolstore,
-    mask_bytes, root_page,
+    PageBytes, PageKind, PageProblem, SuperBlock, SuperBlockError, blob_id, claims_root,
+    decode_mask, is_torn_journal, lvolstore, mask_bytes, names_journal, root_page,
 };
+use super::journal::OwnJournal;
 use super::metadata_io::{MetadataIo, medium};
 use super::store::Quarantined;
 use super::volume::Volume;
@@ -48,6 +51,9 @@ const CACHE_PAGES: usize = 65536;
 const SCAN_STEP: usize = 1 << 20;
 /// Reads of the scan in flight.
 const SCAN_DEPTH: usize = 8;
+/// Reads of the scan that may fail and are repeated page by page; a device on which more do is not
+/// one to recover from.
+const UNREADABLE_READS: usize = 16;
 /// Blobs loaded at once.
 const LOAD_DEPTH: usize = 32;
 
@@ -68,6 +74,7 @@ pub(super) struct Recovered {
     pub(super) allocator: Allocator,
     pub(super) volumes: BTreeMap<BlobId, Volume>,
     pub(super) own_blob: BlobId,
+    pub(super) journal: Option<OwnJournal>,
     pub(super) quarantined: Vec<Quarantined>,
     pub(super) recovery: Recovery,
 }
@@ -91,7 +98,10 @@ pub(super) async fn recover<D: BlockDevice>(
             }
         }
     }
-    let scan = scan(io, &layout).await?;
+    let mut scan = scan(io, &layout).await?;
+    if replay::restore(io, &layout, &scan.journals).await? > 0 {
+        scan = self::scan(io, &layout).await?;
+    }
     let loaded = load_scanned(io, &layout, scan).await;
     relate(super_block, loaded, own_blob, fate)
 }
@@ -99,7 +109,16 @@ pub(super) async fn recover<D: BlockDevice>(
 async fn read_super_block<D: BlockDevice>(io: &MetadataIo<D>) -> Result<SuperBlock, Error> {
     let geometry = io.device().geometry();
     let bytes = io.read_page(ByteOffset(0)).await?;
-    let super_block = SuperBlock::parse(&bytes, medium(geometry))?;
+    match SuperBlock::parse(&bytes, medium(geometry)) {
+        Ok(super_block) => limited(super_block),
+        Err(refused @ SuperBlockError::Checksum { .. }) => {
+            replay::restore_super_block(io, &bytes, refused).await
+        }
+        Err(refused) => Err(refused.into()),
+    }
+}
+
+fn limited(super_block: SuperBlock) -> Result<SuperBlock, Error> {
     let clusters = super_block.layout().clusters().0;
     if clusters > STORE_CLUSTERS_LIMIT {
         return Err(Error::TooManyClusters { clusters, limit: STORE_CLUSTERS_LIMIT });
@@ -112,6 +131,10 @@ struct Scan {
     roots: Vec<PageIndex>,
     /// Roots that are torn or rotten, as far as their first bytes still tell.
     broken_roots: Vec<(PageIndex, PageProblem)>,
+    /// Pages that cannot be read.
+    unreadable: Vec<(PageIndex, BlockError)>,
+    /// Roots that say they are a journal's.
+    journals: Vec<PageIndex>,
     /// Extent pages by the blob that wrote them.
     extents: HashMap<BlobId, Vec<PageIndex>>,
     cache: HashMap<PageIndex, Rc<PageBytes>>,
@@ -125,6 +148,8 @@ async fn scan<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout) -> Result<Sca
     let mut scan = Scan {
         roots: Vec::new(),
         broken_roots: Vec::new(),
+        unreadable: Vec::new(),
+        journals: Vec::new(),
         extents: HashMap::new(),
         cache: HashMap::new(),
         pages,
@@ -136,26 +161,53 @@ async fn scan<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout) -> Result<Sca
         (first, io.read(offset, count * slot).await)
     });
     let mut reads = stream::iter(reads).buffer_unordered(SCAN_DEPTH);
+    let mut failed = Vec::new();
     while let Some((first, bytes)) = reads.next().await {
-        for (page, bytes) in (first..).map(PageIndex).zip(bytes?.chunks_exact(slot)) {
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(error) if failed.len() < UNREADABLE_READS => {
+                tracing::warn!(first, %error, "a read of metadata failed; trying page by page");
+                failed.push(first);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for (page, bytes) in (first..).map(PageIndex).zip(bytes.chunks_exact(slot)) {
             let (bytes, _) = bytes.split_at(super::format::STRUCTURE_SIZE);
             let Ok(bytes) = <&PageBytes>::try_from(bytes) else { continue };
-            scan.note(page, bytes);
+            scan.note(layout, page, bytes);
+        }
+    }
+    drop(reads);
+    for first in failed {
+        let end = pages.min(first + per_read as u32);
+        for page in (first..end).map(PageIndex) {
+            let offset = layout.page_offset(page).unwrap_or_default();
+            match io.read_page(offset).await {
+                Ok(bytes) => scan.note(layout, page, &bytes),
+                Err(error) => scan.unreadable.push((page, error)),
+            }
         }
     }
     scan.roots.sort_unstable();
+    scan.journals.sort_unstable();
     Ok(scan)
 }
 
 impl Scan {
-    fn note(&mut self, page: PageIndex, bytes: &PageBytes) {
+    fn note(&mut self, layout: &Layout, page: PageIndex, bytes: &PageBytes) {
         match PageKind::classify(page, bytes) {
-            PageKind::Root(_) => self.roots.push(page),
+            PageKind::Root(root) => {
+                self.roots.push(page);
+                if names_journal(root) {
+                    self.journals.push(page);
+                }
+            }
             PageKind::Extent(extent) => self.extents.entry(extent.blob()).or_default().push(page),
             PageKind::Chain(_) => {}
             PageKind::Invalid(PageProblem::Erased) | PageKind::Misplaced(_) => return,
             PageKind::Invalid(problem) => {
-                if claims_root(page, bytes) {
+                if claims_root(page, bytes) && !is_torn_journal(layout, page, bytes) {
                     self.broken_roots.push((page, problem));
                 }
                 return;
@@ -343,7 +395,8 @@ async fn read_mask<D: BlockDevice>(
 
 /// Loads what a scan found.
 async fn load_scanned<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout, scan: Scan) -> Loaded {
-    let Scan { roots, broken_roots, extents, cache, pages: pages_scanned } = scan;
+    let Scan { roots, broken_roots, unreadable, extents, cache, .. } = scan;
+    let pages_scanned = scan.pages;
     let pages = Pages::new(io, layout, cache);
     let mut found = pages.load_all(roots.into_iter()).await;
     found.extend(broken_roots.into_iter().map(|(root, problem)| Found {
@@ -352,6 +405,16 @@ async fn load_scanned<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout, scan:
         clusters: Vec::new(),
         name: None,
         result: Err(BlobError { page: root, problem }.into()),
+    }));
+    // A page that cannot be read and that nobody refers to may be the root of a lost volume.
+    let known: HashSet<_> = found.iter().flat_map(|found| &found.pages).copied().collect();
+    let lost = unreadable.into_iter().filter(|(page, _)| !known.contains(page));
+    found.extend(lost.map(|(root, error)| Found {
+        id: blob_id(root),
+        pages: vec![root],
+        clusters: Vec::new(),
+        name: None,
+        result: Err(error.into()),
     }));
     // What a broken blob wrote may still be its own, even if its table is lost.
     for found in found.iter_mut().filter(|found| found.result.is_err()) {

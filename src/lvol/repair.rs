@@ -9,7 +9,8 @@
 //!
 //! 1. All pages that will change are saved, old and new, in an undo file, which is made durable
 //!    ([`undo`]).
-//! 2. A rebuilt super block is written, saying "not clean". FLUSH.
+//! 2. A rebuilt super block is written, saying "not clean". FLUSH. Pages that a power cut tore are
+//!    written as the journal has them. FLUSH.
 //! 3. A super block that says "clean" is changed to say "not clean". FLUSH. From here on the
 //!    bitmaps are not believed.
 //! 4. Fresh extent and chain pages of volumes that change. FLUSH. Nothing refers to them yet.
@@ -22,19 +23,21 @@
 //! A crash leaves a store that a second repair ends, for each step leaves the next one's work as it
 //! was; on a device that tears pages, the second repair starts with what the undo file has.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use crate::units::{BlobId, ByteCount, ClusterIndex, PageIndex, VolumeCluster};
+use crate::units::{BlobId, ClusterIndex, PageIndex, VolumeCluster};
 
 use super::check::{CheckError, Known, examined, find};
 use super::format::{
     BitSet, Blob, ClusterMap, ExtentPage, Layout, Mapping, MaskKind, PageBytes, STRUCTURE_SIZE,
     SuperBlock, TableSlot, encode_mask, root_page,
 };
-use super::validate::{Examined, Finding, ImageRead, Severity, ValidateError, image_read};
+use super::validate::{
+    Examined, Finding, ImageRead, Overlay, Pages, Severity, ValidateError, image_read,
+};
 
 pub mod undo;
 
@@ -62,9 +65,6 @@ impl ImageWrite for File {
         self.sync_data()
     }
 }
-
-/// Pages of 4096 bytes by their offset.
-pub(super) type Pages = BTreeMap<u64, PageBytes>;
 
 /// What is written between two flushes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -124,39 +124,15 @@ pub fn plan(image: &dyn ImageRead, known: Known) -> Result<Plan, CheckError> {
     if found.damage.is_some() {
         planner.step("rebuild the super block", [(0, super_block.encode())])?;
     }
-    let store = examined(&planner.image, super_block)?;
+    let store = examined(image, super_block, found.is_torn)?;
+    planner.step("restore torn pages", store.torn)?;
+    let store = examined(&planner.image, store.super_block, false)?;
     let super_block = planner.finish_interrupted(store)?;
-    let store = examined(&planner.image, super_block)?;
+    let store = examined(&planner.image, super_block, false)?;
     let super_block = planner.erase_orphans(store)?;
-    let store = examined(&planner.image, super_block)?;
+    let store = examined(&planner.image, super_block, false)?;
     planner.rewrite_masks(store)?;
     Ok(planner.plan)
-}
-
-/// An image with some pages changed in memory.
-struct Overlay<'i> {
-    below: &'i dyn ImageRead,
-    pages: Pages,
-}
-
-impl ImageRead for Overlay<'_> {
-    fn size(&self) -> io::Result<ByteCount> {
-        self.below.size()
-    }
-
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.below.read_at(offset, into)?;
-        let end = offset + into.len() as u64;
-        let unit = STRUCTURE_SIZE as u64;
-        for (at, page) in self.pages.range(offset.saturating_sub(unit - 1)..end) {
-            let (from, to) = (offset.max(*at), end.min(at + unit));
-            if from < to {
-                let target = &mut into[(from - offset) as usize..(to - offset) as usize];
-                target.copy_from_slice(&page[(from - at) as usize..(to - at) as usize]);
-            }
-        }
-        Ok(())
-    }
 }
 
 struct Planner<'i> {
@@ -299,7 +275,7 @@ impl Planner<'_> {
 
     /// Makes the bitmaps true, if they are wrong or if other steps have put everything in order.
     fn rewrite_masks(&mut self, store: Examined) -> Result<(), ValidateError> {
-        let Examined { mut super_block, masks, walk, owned, findings } = store;
+        let Examined { mut super_block, masks, walk, owned, findings, .. } = store;
         let damaged = is_damaged(&findings);
         let wrong =
             |finding: &Finding| matches!(finding, Finding::Mask(_) | Finding::MaskBit { .. });

@@ -398,8 +398,10 @@ impl<D: BlockDevice> Store<D> {
     fn name_for_scrub(&self, id: BlobId) -> String {
         let state = self.state.borrow();
         let own = state.own_blob == id;
+        let journal = state.journal.as_ref().is_some_and(|own| own.id == id);
         match state.volumes.get(&id) {
             Some(_) if own => "the pool's own blob".to_owned(),
+            Some(_) if journal => "the pool's journal".to_owned(),
             Some(volume) => format!("volume {}", volume.name.as_str()),
             None => format!("blob {:#x}", id.0),
         }

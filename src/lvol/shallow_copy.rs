@@ -93,8 +93,8 @@ impl<D: BlockDevice> Store<D> {
         let mut done = 0;
         while done < size {
             let bytes = step.min(size - done);
-            let buffer = self.io.arena().allocate(bytes as usize);
-            let buffer = buffer.ok_or(Error::NoMemory { bytes })?;
+            let buffer = self.io.allocate(bytes as usize).await;
+            let buffer = buffer.map_err(|_| Error::NoMemory { bytes })?;
             let start = Lba(from.0 + BlockCount(done >> source_shift).0);
             let read = source.read(start, buffer).await;
             let buffer = read.map_err(|failed| IoFailure::from(failed).error)?;

@@ -28,6 +28,7 @@ use super::error::{Error, Resource};
 use super::format::{
     Blob, ExtentTable, Mapping, Runs, VolumeName, Xattr, blob_id, lvolstore, root_page,
 };
+use super::space::Wishes;
 use super::store::Store;
 use super::volume::{Volume, VolumeInfo};
 use super::volume_map::{DELETED, Place, READ_ONLY, VolumeMap};
@@ -72,8 +73,9 @@ impl<D: BlockDevice> Store<D> {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Exists`], [`Error::InvalidName`], [`Error::ReadOnly`],
-    /// [`Error::NoSpace`] if there are no metadata pages (nothing is left behind),
-    /// [`Error::Busy`], [`Error::Poisoned`], [`Error::Closed`].
+    /// [`Error::NoSpace`] if there are no metadata pages, or if the volume's reserve could not be kept
+    /// beside the snapshot (nothing is left behind), [`Error::Busy`], [`Error::Poisoned`],
+    /// [`Error::Closed`].
     pub async fn snapshot_volume(&self, id: BlobId, new: NewRelative) -> Result<VolumeInfo, Error> {
         let _one_at_a_time = self.operations.lock().await;
         self.check_alive()?;
@@ -82,11 +84,14 @@ impl<D: BlockDevice> Store<D> {
             let state = self.state.borrow();
             let volume = state.served(id)?;
             volume.check_change()?;
+            // All that it has will be the snapshot's: its reserve is missing as a whole then.
+            let reserve = volume.wishes.reserve;
+            state.check_promise(reserve - volume.map.missing().min(reserve))?;
             Arc::clone(&volume.map)
         };
-        self.commit([id]).await?; // 1
+        self.commit_dirty(id).await?; // 1
         let frozen = self.freeze(&map).await?; // 2
-        self.commit([id]).await?; // 3
+        self.commit_dirty(id).await?; // 3
         let snapshot = self.take_over(id, &name, &new)?;
         if let Err(error) = self.commit([snapshot]).await {
             self.discard_snapshot(snapshot); // 4
@@ -179,7 +184,7 @@ impl<D: BlockDevice> Store<D> {
             }
             gone.map.set_flags(DELETED);
             gone.blob.mapping = Mapping::Table(ExtentTable::new(ClusterCount(0)));
-            gone.deleted = true;
+            gone.delete();
             state.volumes.insert(snapshot, gone);
             state.show_externals();
         }
@@ -237,6 +242,7 @@ impl<D: BlockDevice> Store<D> {
         if !parent.has_table() {
             blob.mapping = Mapping::Rle(Runs::new());
         }
+        state.check_promise(Wishes::read(&blob.xattrs).reserve)?;
         let map = Arc::new(VolumeMap::new(blob.id, &self.layout, &self.fate));
         map.show_parent(Some(&parent.map), parent.clusters.0);
         let mut volume = Volume::new(blob, map, name.clone(), parent.clusters);

@@ -120,12 +120,19 @@ impl Wishes {
 impl State {
     /// Clusters that are missing to the reserves of all volumes but `except`.
     pub(super) fn promised(&self, except: Option<BlobId>) -> u32 {
-        let others = self.volumes.iter().filter(|(id, volume)| {
-            volume.wishes.reserve > 0 && !volume.deleted && Some(**id) != except
-        });
-        let missing = others
-            .map(|(_, volume)| volume.wishes.reserve.saturating_sub(volume.map.allocated().0));
-        missing.fold(0, u32::saturating_add)
+        let own = except.and_then(|id| self.volumes.get(&id));
+        let own = own.map_or(0, |volume| u64::from(volume.map.missing()));
+        let others = self.fate.promised().saturating_sub(own);
+        u32::try_from(others).unwrap_or(u32::MAX)
+    }
+
+    /// Whether `more` clusters can be promised.
+    pub(super) fn check_promise(&self, more: u32) -> Result<(), Error> {
+        let promised = self.promised(None).saturating_add(more);
+        if more > 0 && promised > self.free_clusters().0 {
+            return Err(Error::NoSpace { what: Resource::Cluster });
+        }
+        Ok(())
     }
 
     /// Takes a free cluster for a volume, or for one that is being made.
@@ -225,7 +232,7 @@ impl<D: BlockDevice> Store<D> {
             },
         };
         if let Ok(volume) = self.state.borrow_mut().served_mut(id) {
-            volume.wishes = Wishes::read(&volume.blob.xattrs);
+            volume.read_wishes();
             volume.show_flags();
         }
         // A smaller promise may be what others wait for.

@@ -30,6 +30,7 @@ use super::error::{Damage, Error};
 use super::external::{ExternalName, Externals};
 use super::format::{SuperBlock, VolumeName};
 use super::grow::GrowingLayout;
+use super::journal::{InPlace, OwnJournal, TornWrites};
 use super::metadata_io::MetadataIo;
 use super::reclaim::Reclaims;
 use super::recover::{Recovered, Recovery};
@@ -51,6 +52,7 @@ pub struct Store<D> {
     /// Held by whoever changes names, sizes, attributes or the set of volumes, until it is durable.
     pub(super) operations: async_lock::Mutex<()>,
     pub(super) commits: Commits,
+    pub(super) in_place: InPlace,
     pub(super) reclaims: Reclaims,
     pub(super) scrubs: Scrubs,
     /// Writers that wait for a volume to be thawed.
@@ -69,6 +71,7 @@ pub struct Store<D> {
 
 /// What the owner knows.
 pub(super) struct State {
+    pub(super) fate: Arc<Fate>,
     pub(super) super_block: SuperBlock,
     pub(super) allocator: Allocator,
     /// By identity; the store's own blob among them.
@@ -76,6 +79,8 @@ pub(super) struct State {
     /// Names that are taken, by volumes that can be found.
     pub(super) names: HashMap<VolumeName, BlobId>,
     pub(super) own_blob: BlobId,
+    /// Served to nobody, as the store's own blob.
+    pub(super) journal: Option<OwnJournal>,
     pub(super) quarantined: Vec<Quarantined>,
     /// One for each reactor that does I/O, the owner's own first.
     pub(super) trackers: Vec<Remote<Tracker>>,
@@ -138,6 +143,8 @@ pub struct StoreInfo {
     pub lost_clusters: ClusterCount,
     /// The most clusters it can have if the device grows.
     pub max_clusters: ClusterCount,
+    /// How pages that are rewritten in place are protected from being torn.
+    pub torn_writes: TornWrites,
 }
 
 /// What the owner of a pool did since it was opened.
@@ -171,9 +178,9 @@ pub struct StoreCounters {
 
 impl<D: BlockDevice> Store<D> {
     /// Opens the pool on `device`. A pool that was not closed cleanly is recovered from its
-    /// metadata pages; nothing is written by that, unless the making or the deletion of a snapshot
-    /// was interrupted: it is ended, and that is durable on return. What cannot be served is in
-    /// quarantine.
+    /// metadata pages; nothing is written by that, with two exceptions, which are durable on return:
+    /// pages that a power cut has torn are restored, and the making or the deletion of a snapshot
+    /// that was interrupted is ended. What cannot be served is in quarantine.
     ///
     /// # Errors
     /// [`Error::SuperBlock`] and [`Error::SuperBlob`] if there is no pool here that could be
@@ -183,7 +190,7 @@ impl<D: BlockDevice> Store<D> {
         reactor: &Rc<Reactor>,
         arena: &DmaArena,
     ) -> Result<Rc<Self>, Error> {
-        let io = MetadataIo::new(device, arena)?;
+        let io = MetadataIo::new(device, arena)?.waiting_on(reactor);
         let fate = Arc::default();
         let recovered = super::recover::recover(&io, &fate).await?;
         let store = Self::new(io, reactor, fate, recovered);
@@ -211,16 +218,18 @@ impl<D: BlockDevice> Store<D> {
         fate: Arc<Fate>,
         recovered: Recovered,
     ) -> Rc<Self> {
-        let Recovered { super_block, allocator, volumes, own_blob, quarantined, recovery } =
-            recovered;
+        let Recovered { super_block, journal, quarantined, recovery, .. } = recovered;
+        let Recovered { allocator, volumes, own_blob, .. } = recovered;
         let served = volumes.iter().filter(|(id, volume)| **id != own_blob && !volume.deleted);
         let names = served.map(|(id, volume)| (volume.name.clone(), *id)).collect();
         let tracker = Rc::default();
         let state = State {
+            fate: Arc::clone(&fate),
             allocator,
             volumes,
             names,
             own_blob,
+            journal,
             quarantined,
             trackers: vec![reactor.keep(Rc::clone(&tracker))],
             lost: Vec::new(),
@@ -235,6 +244,7 @@ impl<D: BlockDevice> Store<D> {
         let store = Rc::new_cyclic(|this| Self {
             this: this.clone(),
             reactor: Rc::clone(reactor),
+            in_place: InPlace::new(io.device().geometry()),
             io,
             layout: super_block.layout().clone().into(),
             fate,
@@ -300,6 +310,7 @@ impl<D: BlockDevice> Store<D> {
             space: self.space_state(),
             lost_clusters: ClusterCount(state.lost.len() as u32),
             max_clusters: self.layout.max_clusters(),
+            torn_writes: self.torn_writes(),
         }
     }
 
@@ -441,7 +452,8 @@ impl<D: BlockDevice> Store<D> {
 
 impl State {
     pub(super) fn is_served(&self, id: BlobId) -> bool {
-        id != self.own_blob && self.volumes.get(&id).is_some_and(|volume| !volume.deleted)
+        let own = id == self.own_blob || self.journal.as_ref().is_some_and(|own| own.id == id);
+        !own && self.volumes.get(&id).is_some_and(|volume| !volume.deleted)
     }
 
     /// A volume that can be asked for.

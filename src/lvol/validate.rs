@@ -13,7 +13,9 @@ use std::io;
 
 use uuid::Uuid;
 
-use crate::units::{BlobId, BlockCount, BlockSize, ClusterCount, ClusterIndex, PageIndex};
+use crate::units::{
+    BlobId, BlockCount, BlockSize, ByteCount, ByteOffset, ClusterCount, ClusterIndex, PageIndex,
+};
 
 use super::format::lvolstore::{self, IdentityError};
 use super::format::{
@@ -24,14 +26,17 @@ use super::format::{
 mod image;
 mod ownership;
 mod relations;
+mod torn;
 mod volume;
 pub(super) mod walk;
 
 pub use image::ImageRead;
-pub(super) use image::read as image_read;
+pub(super) use image::{Overlay, Pages, Tolerant, read as image_read};
 pub use volume::{Parent, ReadError, Volume};
 
 pub(super) use ownership::Owned;
+use torn::Torn;
+pub(super) use torn::restored_super_block;
 pub(super) use walk::Walk;
 
 /// Findings after which a validation stops looking for more.
@@ -244,6 +249,21 @@ pub enum Finding {
         /// Which.
         blob: BlobId,
     },
+    /// A part of the metadata cannot be read; what was in it is damaged.
+    #[error("{length} bytes at {offset} cannot be read")]
+    Unreadable {
+        /// Where.
+        offset: ByteOffset,
+        /// How much.
+        length: ByteCount,
+    },
+    /// A page that a power cut tore while it was rewritten; the journal or its checksum says what it
+    /// must be, and opening restores it.
+    #[error("the page at byte {offset} is torn; opening restores it")]
+    Torn {
+        /// Where.
+        offset: ByteOffset,
+    },
     /// An intact metadata page that belongs to no blob.
     #[error("metadata page {page}, written by blob {:#x}, is not in use", .writer.0)]
     UnusedPage {
@@ -283,6 +303,7 @@ impl Finding {
         !matches!(
             self,
             Self::Size { .. }
+                | Self::Torn { .. }
                 | Self::SnapshotUnfinished { .. }
                 | Self::DeletionUnfinished { .. }
                 | Self::UnusedPage { .. }
@@ -299,6 +320,7 @@ impl Finding {
             }
             Self::Mask(_)
             | Self::MaskBit { .. }
+            | Self::Torn { .. }
             | Self::SnapshotUnfinished { .. }
             | Self::DeletionUnfinished { .. } => Severity::Repairable,
             _ => Severity::Damage,
@@ -334,6 +356,8 @@ impl Finding {
             Self::DeletionUnfinished { .. } => "deletion-unfinished",
             Self::Unfinishable { .. } => "unfinishable",
             Self::Excess { .. } => "excess",
+            Self::Unreadable { .. } => "unreadable",
+            Self::Torn { .. } => "torn-page",
             Self::UnusedPage { .. } => "unused-page",
             Self::DamagedPage { .. } => "damaged-page",
         }
@@ -353,6 +377,8 @@ pub struct Report {
     pub uuid: Option<Uuid>,
     /// All volumes that can be read, snapshots included, by blob id.
     pub volumes: BTreeMap<BlobId, Volume>,
+    /// The journal of pages that are rewritten in place; none of the volumes.
+    pub journal: Option<Volume>,
     /// Data clusters that no readable blob has.
     pub free_clusters: ClusterCount,
     /// What is wrong.
@@ -378,17 +404,17 @@ impl Report {
 /// # Errors
 /// [`ValidateError`] if the image cannot be read or has no usable super block.
 pub fn validate(image: &dyn ImageRead, block_size: BlockSize) -> Result<Report, ValidateError> {
-    Ok(examine(image, read_super_block(image, block_size)?)?.report())
-}
-
-/// Reads and checks the super block alone.
-pub(super) fn read_super_block(
-    image: &dyn ImageRead,
-    block_size: BlockSize,
-) -> Result<SuperBlock, ValidateError> {
     let mut first = [0; 4096];
     image::read(image, 0, &mut first)?;
-    Ok(SuperBlock::parse(&first, medium_of(image, block_size)?)?)
+    let medium = medium_of(image, block_size)?;
+    let (super_block, is_torn) = match SuperBlock::parse(&first, medium) {
+        Ok(super_block) => (super_block, false),
+        Err(error @ SuperBlockError::Checksum { .. }) => {
+            (restored_super_block(image, &first, medium)?.ok_or(error)?, true)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok(examine(image, super_block, is_torn)?.report())
 }
 
 /// The image as the format sees it.
@@ -407,14 +433,42 @@ pub(super) struct Examined {
     pub(super) masks: Option<Masks>,
     pub(super) walk: Walk,
     pub(super) owned: Owned,
+    pub(super) journal: Option<BlobId>,
+    /// What opening would restore; all else is as if it were.
+    pub(super) torn: Pages,
     pub(super) findings: Vec<Finding>,
 }
 
-/// Validates the store that `super_block` describes.
+/// Validates the store that `super_block` describes. `is_torn`: its own page is not what it says
+/// yet.
 pub(super) fn examine(
     image: &dyn ImageRead,
     super_block: SuperBlock,
+    is_torn: bool,
 ) -> Result<Examined, ValidateError> {
+    let super_page = super_block.encode();
+    let image = Tolerant::new(image);
+    let mut examined = look(&image, super_block)?;
+    let mut torn = std::mem::take(&mut examined.torn);
+    if !torn.is_empty() {
+        let restored = Overlay { below: &image, pages: torn.clone() };
+        examined = look(&restored, examined.super_block)?;
+    }
+    if is_torn {
+        torn.insert(0, super_page);
+    }
+    let found = torn.keys().map(|offset| Finding::Torn { offset: ByteOffset(*offset) });
+    examined.findings.extend(found);
+    let unreadable = image.unreadable().into_iter().map(|(offset, length)| Finding::Unreadable {
+        offset: ByteOffset(offset),
+        length: ByteCount(length),
+    });
+    examined.findings.extend(unreadable);
+    Ok(Examined { torn, ..examined })
+}
+
+/// Validates a store as it is.
+fn look(image: &dyn ImageRead, super_block: SuperBlock) -> Result<Examined, ValidateError> {
     let layout = super_block.layout();
     let mut findings = Findings::default();
     let masks =
@@ -429,22 +483,25 @@ pub(super) fn examine(
     }
     relations::check(&walk, super_block.super_blob(), &mut findings);
     check_names(&walk, super_block.super_blob(), &mut findings);
-    Ok(Examined { super_block, masks, walk, owned, findings: findings.list })
+    let Torn { journal, pages: torn } = torn::find(image, super_block.layout(), &walk)?;
+    Ok(Examined { super_block, masks, walk, owned, journal, torn, findings: findings.list })
 }
 
 impl Examined {
     /// The findings, and the volumes.
     pub(super) fn report(self) -> Report {
-        let Self { super_block, walk, owned, findings, .. } = self;
+        let Self { super_block, walk, owned, journal, findings, .. } = self;
         let layout = super_block.layout();
         let mut volumes = walk.volumes(layout);
         let store = super_block.super_blob().and_then(|id| volumes.remove(&id));
+        let journal = journal.and_then(|id| volumes.remove(&id));
         Report {
             layout: layout.clone(),
             clean: super_block.is_clean(),
             name: store.as_ref().and_then(|store| store.name.clone()),
             uuid: store.as_ref().and_then(|store| store.uuid),
             volumes,
+            journal,
             free_clusters: ClusterCount(owned.clusters.clear_count()),
             findings,
         }

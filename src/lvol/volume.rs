@@ -50,8 +50,7 @@ impl Volume {
         clusters: ClusterCount,
     ) -> Self {
         let uuid = lvolstore::uuid(&blob.xattrs).ok();
-        let wishes = Wishes::read(&blob.xattrs);
-        let volume = Self {
+        let mut volume = Self {
             blob,
             map,
             name,
@@ -64,10 +63,23 @@ impl Volume {
             allocating: HashMap::new(),
             degraded: false,
             limit: None,
-            wishes,
+            wishes: Wishes::default(),
         };
+        volume.read_wishes();
         volume.show_flags();
         volume
+    }
+
+    /// Takes what the attributes say of the pool's space.
+    pub(super) fn read_wishes(&mut self) {
+        self.wishes = Wishes::read(&self.blob.xattrs);
+        self.map.set_reserve(self.wishes.reserve);
+    }
+
+    /// The next commit erases it; nothing is kept for it any more.
+    pub(super) fn delete(&mut self) {
+        self.deleted = true;
+        self.map.set_reserve(0);
     }
 
     pub(super) fn is_dirty(&self) -> bool {
@@ -169,6 +181,13 @@ impl Volume {
             reserve: ClusterCount(self.wishes.reserve),
             on_full: self.wishes.on_full,
         }
+    }
+}
+
+impl Drop for Volume {
+    /// Others may have the map for longer; nothing is kept for it any more.
+    fn drop(&mut self) {
+        self.map.set_reserve(0);
     }
 }
 

@@ -84,19 +84,28 @@ pub(super) const FROZEN: u32 = 1 << 6;
 /// First writes may wait for space.
 pub(super) const WAITS: u32 = 1 << 7;
 
-/// What befell the pool, for the maps of all its volumes: the error of the first failed flush or
-/// metadata write.
+/// What the maps of all volumes of a pool share: what befell the pool, and what it has promised.
 #[derive(Debug, Default)]
-pub(super) struct Fate(OnceLock<Error>);
+pub(super) struct Fate {
+    /// The error of the first failed flush or metadata write.
+    error: OnceLock<Error>,
+    /// Clusters that are missing to the reserves of all volumes.
+    promised: AtomicU64,
+}
 
 impl Fate {
     /// Seals the pool's fate; false if it was sealed before.
     pub(super) fn seal(&self, error: Error) -> bool {
-        self.0.set(error).is_ok()
+        self.error.set(error).is_ok()
     }
 
     pub(super) fn error(&self) -> Option<Error> {
-        self.0.get().cloned()
+        self.error.get().cloned()
+    }
+
+    /// Clusters that are missing to the reserves of all volumes.
+    pub(super) fn promised(&self) -> u64 {
+        self.promised.load(Ordering::Relaxed)
     }
 }
 
@@ -108,6 +117,8 @@ pub struct VolumeMap {
     block_size: BlockSize,
     clusters: AtomicU32,
     own: AtomicU32,
+    /// Clusters that the volume can always have.
+    reserve: AtomicU32,
     flags: AtomicU32,
     version: AtomicU64,
     durable: AtomicU64,
@@ -126,6 +137,7 @@ impl VolumeMap {
             block_size,
             clusters: AtomicU32::new(0),
             own: AtomicU32::new(0),
+            reserve: AtomicU32::new(0),
             flags: AtomicU32::new(0),
             version: AtomicU64::new(0),
             durable: AtomicU64::new(0),
@@ -342,12 +354,36 @@ impl VolumeMap {
         let before = leaf[cluster.0 as usize % LEAF].swap(place.encode(), Ordering::AcqRel);
         let before = Place::decode(before);
         let own = |place| u32::from(matches!(place, Place::Own(_)));
+        let missing = self.missing();
         match own(place).cmp(&own(before)) {
             std::cmp::Ordering::Greater => self.own.fetch_add(1, Ordering::Relaxed),
             std::cmp::Ordering::Less => self.own.fetch_sub(1, Ordering::Relaxed),
-            std::cmp::Ordering::Equal => 0,
+            std::cmp::Ordering::Equal => return before,
         };
+        self.promise(missing);
         before
+    }
+
+    /// Clusters that are missing to the reserve.
+    pub(super) fn missing(&self) -> u32 {
+        self.reserve.load(Ordering::Relaxed).saturating_sub(self.allocated().0)
+    }
+
+    /// Promises that the volume can always have so many clusters.
+    pub(super) fn set_reserve(&self, clusters: u32) {
+        let missing = self.missing();
+        self.reserve.store(clusters, Ordering::Relaxed);
+        self.promise(missing);
+    }
+
+    /// Tells the pool what is missing now instead of `before`. Only the owner changes either.
+    fn promise(&self, before: u32) {
+        let now = self.missing();
+        if now >= before {
+            self.fate.promised.fetch_add(u64::from(now - before), Ordering::Relaxed);
+        } else {
+            self.fate.promised.fetch_sub(u64::from(before - now), Ordering::Relaxed);
+        }
     }
 
     /// Shows the places of a parent, its own parents' included, below `end` where this volume has

@@ -14,7 +14,9 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::hash_map::DefaultHasher;
 use std::future::{Future, poll_fn};
+use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -108,6 +110,8 @@ struct State {
     next_number: u64,
     commands: u64,
     cut_after: Option<u64>,
+    flushes: u64,
+    ignored_flush: Option<u64>,
     dead: bool,
     watchers: Vec<Waker>,
     rng: Option<fastrand::Rng>,
@@ -164,6 +168,8 @@ impl SimDisk {
             next_number: 0,
             commands: 0,
             cut_after: None,
+            flushes: 0,
+            ignored_flush: None,
             dead: false,
             watchers: Vec::new(),
             record: None,
@@ -203,6 +209,18 @@ impl SimDisk {
     /// Cuts the power at the `command`-th command from the disk's beginning (the first is 1).
     pub fn cut_after(&self, command: u64) {
         self.0.borrow_mut().cut_after = Some(command);
+    }
+
+    /// How many flushes were submitted so far.
+    #[must_use]
+    pub fn flushes(&self) -> u64 {
+        self.0.borrow().flushes
+    }
+
+    /// The `flush`-th flush from the disk's beginning (the first is 1) is answered and does nothing,
+    /// as if who submitted it had forgotten it.
+    pub fn ignore_flush(&self, flush: u64) {
+        self.0.borrow_mut().ignored_flush = Some(flush);
     }
 
     /// Keeps, from now on, what the disk is after the submission of each command that changes it.
@@ -257,6 +275,40 @@ impl SimDisk {
     #[must_use]
     pub fn cut_keep(&self, mask: u64) -> Self {
         self.cut_with(|unit| unit < 64 && mask >> unit & 1 != 0)
+    }
+
+    /// How many atomic units a cut now would decide about that would make a difference: keeping one
+    /// that writes what is there already is the same as losing it.
+    #[must_use]
+    pub fn choices(&self) -> usize {
+        let state = self.0.borrow();
+        state.choices().iter().filter(|choice| **choice).count()
+    }
+
+    /// The disk after a power cut now; `keep` says whether the n-th of the [`SimDisk::choices`], in
+    /// order of submission, is kept.
+    #[must_use]
+    pub fn cut_choosing(&self, mut keep: impl FnMut(usize) -> bool) -> Self {
+        let choices = self.0.borrow().choices();
+        let mut number = 0;
+        self.cut_with(|unit| {
+            let matters = choices[unit];
+            number += usize::from(matters);
+            matters && keep(number - 1)
+        })
+    }
+
+    /// A number that disks with different stable contents do not share, but for the odd collision of
+    /// 64 bits.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for (page, bytes) in
+            self.0.borrow().stable.iter().filter(|(_, bytes)| ***bytes != [0; PAGE])
+        {
+            (page, &bytes[..]).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     fn cut_with(&self, mut keep: impl FnMut(usize) -> bool) -> Self {
@@ -318,6 +370,25 @@ impl State {
             at = (from + 1).next_multiple_of(unit).min(end);
             (from < end).then(|| from - start..at - start)
         })
+    }
+
+    /// For each undecided unit whether it matters: it is not what is stable there, or another one
+    /// that matters is below it.
+    fn choices(&self) -> Vec<bool> {
+        let mut below: Vec<(u64, u64)> = Vec::new();
+        let mut choices = Vec::new();
+        for pending in &self.pending {
+            for unit in self.units(pending) {
+                let (from, to) = (pending.offset + unit.start, pending.offset + unit.end);
+                let overlaps = below.iter().any(|(start, end)| *start < to && from < *end);
+                let matters = overlaps || !is_stored(&self.stable, from, &pending.data, unit);
+                if matters {
+                    below.push((from, to));
+                }
+                choices.push(matters);
+            }
+        }
+        choices
     }
 
     /// Counts a command; false if the disk is dead for it.
@@ -408,6 +479,17 @@ fn apply(pages: &mut Pages, offset: u64, data: &Data, part: std::ops::Range<u64>
             Data::Fill(byte, _) => target.fill(*byte),
         }
         at += length as u64;
+    }
+}
+
+/// Whether `part` of `data` is what `pages` hold at `offset`; a part lies in one page.
+fn is_stored(pages: &Pages, offset: u64, data: &Data, part: std::ops::Range<u64>) -> bool {
+    let mut stored = [0; PAGE];
+    let stored = &mut stored[..(part.end - part.start) as usize];
+    read(pages, offset, stored);
+    match data {
+        Data::Bytes(bytes) => bytes[part.start as usize..part.end as usize] == *stored,
+        Data::Fill(byte, _) => stored.iter().all(|stored| stored == byte),
     }
 }
 
@@ -513,6 +595,10 @@ impl BlockDevice for SimChannel {
         self.counting.add(Counted::Flush, true);
         let completed = |state: &mut State| -> Vec<u64> {
             state.note();
+            state.flushes += 1;
+            if state.ignored_flush == Some(state.flushes) {
+                return Vec::new();
+            }
             let completed = state.pending.iter().filter(|write| write.completed);
             completed.map(|write| write.number).collect()
         };
@@ -634,6 +720,40 @@ mod tests {
         assert_eq!(seen.collect::<Vec<_>>(), [(1, 1), (2, 1), (3, 1)]);
         let last = &moments[2].1;
         assert_eq!((byte(&last.cut_keep(0), 1), byte(&last.cut_keep(0), 2)), (1, 0));
+    }
+
+    #[test]
+    fn a_cut_need_not_decide_about_what_changes_nothing() {
+        let bench = Bench::new(SimOptions { atomic_unit: 512, ..options() });
+        bench.reactor.block_on(async {
+            bench.write(1, 0, Durability::Cached).await;
+            assert_eq!((bench.disk.undecided(), bench.disk.choices()), (8, 0));
+            bench.write(1, 7, Durability::Cached).await;
+            bench.write(1, 0, Durability::Cached).await;
+        });
+        assert_eq!((bench.disk.undecided(), bench.disk.choices()), (24, 16));
+        let none = bench.disk.cut_choosing(|_| false);
+        let last = bench.disk.cut_choosing(|choice| choice == 8);
+        let first = bench.disk.cut_choosing(|choice| choice == 0);
+        assert_eq!([&none, &last, &first].map(|disk| byte(disk, 1)), [0, 0, 7]);
+        assert_eq!(none.fingerprint(), last.fingerprint());
+        assert_ne!(none.fingerprint(), first.fingerprint());
+    }
+
+    #[test]
+    fn an_ignored_flush_keeps_nothing() {
+        let bench = Bench::new(options());
+        bench.disk.ignore_flush(2);
+        let channel = bench.disk.channel(&bench.reactor);
+        let mut seen = Vec::new();
+        bench.reactor.block_on(async {
+            for block in 1..4 {
+                bench.write(block, 1, Durability::Cached).await;
+                channel.flush().await.unwrap();
+                seen.push(bench.disk.undecided());
+            }
+        });
+        assert_eq!((seen, bench.disk.flushes()), (vec![0, 1, 0], 3));
     }
 
     #[test]

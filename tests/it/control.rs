@@ -180,6 +180,7 @@ impl ProcessMethods for Echo {
                 allocated: 1 << 20,
                 provisioned: 4 << 20,
                 reserved: 0,
+                torn_writes: "journal".to_owned(),
                 counters: [("commits".to_owned(), 5)].into(),
                 volumes: vec![VolumeStatus {
                     name: "v".to_owned(),

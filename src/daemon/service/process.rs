@@ -6,7 +6,7 @@ use crate::control::types::{KillInstance, NoParameters};
 use crate::control::{ProcessMethods, RpcError};
 use crate::daemon::facts::{self, SiteFacts};
 use crate::daemon::signals;
-use crate::lvol::SpaceState;
+use crate::lvol::{SpaceState, TornWrites};
 use crate::volume::Pool;
 
 impl DaemonService {
@@ -39,6 +39,12 @@ impl DaemonService {
             ),
             provisioned: facts.volumes.iter().map(|volume| volume.size.get()).sum(),
             reserved: bytes(info.promised_clusters.get().into()),
+            torn_writes: match info.torn_writes {
+                TornWrites::Atomic => "atomic",
+                TornWrites::Journal => "journal",
+                TornWrites::Unprotected => "unprotected",
+            }
+            .to_owned(),
             counters: counters_of(&facts.counters),
             volumes: served.chain(damaged).collect(),
         })

@@ -206,6 +206,31 @@ on_disk! {
     }
 }
 
+on_disk! {
+    /// Start of the first page of the journal; entries follow. The page ends with a checksum over
+    /// all bytes before, as every structure does.
+    RawJournalHeader [16] {
+        /// ASCII `LVOLFSJ1`.
+        0 signature: [u8; 8],
+        /// Entries that follow, and pages behind this one.
+        8 count: U32,
+        /// Zero.
+        12 reserved: U32,
+    }
+}
+
+on_disk! {
+    /// A page that is rewritten in place.
+    RawJournalEntry [44] {
+        /// Where, in bytes from the start of the device.
+        0 offset: U64,
+        /// CRC-32C over all 4096 bytes of what is written there.
+        8 crc: U32,
+        /// CRC-32C of each 512 bytes of what was there before.
+        12 before: [U32; 8],
+    }
+}
+
 /// Ends the descriptors of a page if its length is 0; skipped otherwise.
 pub const DESCRIPTOR_PADDING: u8 = 0;
 /// Runs of clusters.
@@ -253,6 +278,8 @@ pub const STRUCTURES: &[Structure] = &[
     RawExtentTable::STRUCTURE,
     RawTableEntry::STRUCTURE,
     RawExtentPage::STRUCTURE,
+    RawJournalHeader::STRUCTURE,
+    RawJournalEntry::STRUCTURE,
 ];
 
 #[cfg(test)]

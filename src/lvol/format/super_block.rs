@@ -20,6 +20,9 @@ pub(super) const LVOLSTORE: [u8; 16] = *b"LVOLSTORE\0\0\0\0\0\0\0";
 /// The version we write, and the newest we read; 1 is the oldest.
 const VERSION: u32 = 3;
 
+/// The smallest sector, the last one of which has nothing but the checksum.
+const UNFINISHED: usize = 512;
+
 /// Why a super block is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -139,6 +142,55 @@ impl SuperBlock {
         bytes
     }
 
+    /// Whose checksum is wrong since a power cut ended a write of it, as far as that can be proven:
+    ///
+    /// * The checksum is right for the other mark "clean": nothing but the mark was being changed.
+    ///   What comes out says "not clean".
+    /// * The last sector is zero: the making of the store was about to end with it, when all else was
+    ///   durable. The caller must see that the store's own blob is there.
+    ///
+    /// What else can be torn, the journal knows.
+    ///
+    /// # Errors
+    /// As for [`SuperBlock::parse`].
+    pub fn parse_torn(bytes: &PageBytes, medium: Medium) -> Result<Self, SuperBlockError> {
+        let refused = match Self::parse(bytes, medium) {
+            Err(refused @ SuperBlockError::Checksum { .. }) => refused,
+            parsed => return parsed,
+        };
+        let mut raw: RawSuperBlock = zerocopy::transmute!(*bytes);
+        let other_mark = [0, 1].into_iter().any(|mark| {
+            raw.clean = mark.into();
+            checksum(&zerocopy::transmute!(raw)) == raw.crc.get()
+        });
+        if !other_mark && !bytes.ends_with(&[0; UNFINISHED]) {
+            return Err(refused);
+        }
+        raw.clean = 0.into();
+        let mut sealed: PageBytes = zerocopy::transmute!(raw);
+        seal(&mut sealed);
+        Self::parse(&sealed, medium)
+    }
+
+    /// A super block whose checksum is not looked at: good only for finding the journal.
+    ///
+    /// # Errors
+    /// As for [`SuperBlock::parse`].
+    pub fn parse_unproven(bytes: &PageBytes, medium: Medium) -> Result<Self, SuperBlockError> {
+        let mut sealed = *bytes;
+        seal(&mut sealed);
+        Self::parse(&sealed, medium)
+    }
+
+    /// The bytes to write first when a store is made: all but the last sector of
+    /// [`SuperBlock::encode`], which alone is missing then.
+    #[must_use]
+    pub fn encode_unfinished(&self) -> PageBytes {
+        let mut bytes = self.encode();
+        bytes[STRUCTURE_SIZE - UNFINISHED..].fill(0);
+        bytes
+    }
+
     /// Where everything lies.
     #[must_use]
     pub const fn layout(&self) -> &Layout {
@@ -162,6 +214,14 @@ impl SuperBlock {
     /// durable, `false` must be durable before anything that makes them untrue.
     pub fn set_clean(&mut self, clean: bool) {
         self.raw.clean = u32::from(clean).into();
+    }
+
+    /// Whether another one differs in nothing but the mark "clean".
+    #[must_use]
+    pub fn differs_by_mark(&self, other: &Self) -> bool {
+        let mut marked = self.clone();
+        marked.raw.clean = other.raw.clean;
+        marked.encode() == other.encode()
     }
 
     /// The blob that holds the store's name and UUID.
@@ -254,6 +314,28 @@ mod tests {
         assert_eq!(back.layout(), block.layout());
         assert_eq!(back.super_blob(), Some(blob_id(PageIndex(0))));
         assert_eq!(back.encode(), block.encode());
+    }
+
+    #[test]
+    fn a_torn_mark_is_proven_by_the_checksum() {
+        let (mut marked, mut unmarked) = (block(), block());
+        marked.set_clean(true);
+        unmarked.set_clean(false);
+        let (marked, unmarked) = (marked.encode(), unmarked.encode());
+        for (head, tail) in [(marked, unmarked), (unmarked, marked)] {
+            let mut torn = head;
+            torn[2048..].copy_from_slice(&tail[2048..]);
+            assert!(SuperBlock::parse(&torn, medium()).is_err());
+            let read = SuperBlock::parse_torn(&torn, medium()).unwrap();
+            assert_eq!(read.encode(), unmarked, "it says not clean");
+            torn[32] ^= 1;
+            assert!(SuperBlock::parse_torn(&torn, medium()).is_err());
+        }
+        assert_eq!(SuperBlock::parse_torn(&marked, medium()).unwrap().encode(), marked);
+        let unfinished = block().encode_unfinished();
+        assert!(SuperBlock::parse(&unfinished, medium()).is_err());
+        let read = SuperBlock::parse_torn(&unfinished, medium()).unwrap();
+        assert_eq!(read.encode(), block().encode());
     }
 
     #[test]

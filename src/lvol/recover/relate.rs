@@ -7,6 +7,7 @@ use crate::units::{BlobId, ClusterCount, ClusterIndex, PageIndex, VolumeCluster}
 
 use super::super::error::{Damage, Error, ReadOnlyReason};
 use super::super::format::{ClusterMap, Mapping, SuperBlock, VolumeName, lvolstore};
+use super::super::journal::find_journal;
 use super::super::volume::Volume;
 use super::super::volume_map::{Fate, Place, VolumeMap};
 use super::{Loaded, LoadedBlob, Recovered, pages_of};
@@ -50,9 +51,10 @@ pub(super) fn relate(
         let volume = owners.leftovers(&mut loaded, discarded, shared);
         volumes.extend(volume.map(|volume| (id, volume)));
     }
-    let Loaded { allocator, quarantined, recovery, .. } = loaded;
+    let Loaded { layout, allocator, quarantined, recovery, .. } = loaded;
+    let journal = find_journal(&layout, volumes.values());
     tracing::info!(?recovery, blobs = volumes.len(), quarantined = quarantined.len(), "opened");
-    Ok(Recovered { super_block, allocator, volumes, own_blob, quarantined, recovery })
+    Ok(Recovered { super_block, allocator, volumes, own_blob, journal, quarantined, recovery })
 }
 
 /// Snapshots whose making or deletion was interrupted.
@@ -216,7 +218,7 @@ impl Owners {
         let mut volume = Volume::new(blob, map, name, ClusterCount(0));
         let unshared = clusters.device_clusters();
         volume.dropped = unshared.filter(|cluster| !self.clusters.contains_key(cluster)).collect();
-        volume.deleted = true;
+        volume.delete();
         Some(volume)
     }
 }

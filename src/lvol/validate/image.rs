@@ -1,11 +1,14 @@
 //! Where a validator reads from.
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use crate::units::ByteCount;
 
+use super::super::format::{PageBytes, STRUCTURE_SIZE};
 use super::ValidateError;
 
 /// Bytes that can be read at any position: an image file, a block device, memory.
@@ -59,4 +62,96 @@ pub(in crate::lvol) fn read(
 ) -> Result<(), ValidateError> {
     let length = into.len();
     image.read_at(offset, into).map_err(|source| ValidateError::Read { offset, length, source })
+}
+
+/// Pages of 4096 bytes by their offset.
+pub(in crate::lvol) type Pages = BTreeMap<u64, PageBytes>;
+
+/// An image with some pages changed in memory.
+pub(in crate::lvol) struct Overlay<'i> {
+    pub(in crate::lvol) below: &'i dyn ImageRead,
+    pub(in crate::lvol) pages: Pages,
+}
+
+impl ImageRead for Overlay<'_> {
+    fn size(&self) -> io::Result<ByteCount> {
+        self.below.size()
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.below.read_at(offset, into)?;
+        let end = offset + into.len() as u64;
+        let unit = STRUCTURE_SIZE as u64;
+        for (at, page) in self.pages.range(offset.saturating_sub(unit - 1)..end) {
+            let (from, to) = (offset.max(*at), end.min(at + unit));
+            if from < to {
+                let target = &mut into[(from - offset) as usize..(to - offset) as usize];
+                target.copy_from_slice(&page[(from - at) as usize..(to - at) as usize]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Pages that cannot be read after which a validation gives up: a device that fails everywhere
+/// must not take for ever.
+const UNREADABLE_LIMIT: usize = 1024;
+
+/// An image on which places that cannot be read are noted, and read as what no structure is.
+pub(in crate::lvol) struct Tolerant<'i> {
+    below: &'i dyn ImageRead,
+    unreadable: RefCell<BTreeSet<u64>>,
+}
+
+impl<'i> Tolerant<'i> {
+    pub(in crate::lvol) fn new(below: &'i dyn ImageRead) -> Self {
+        Self { below, unreadable: RefCell::default() }
+    }
+
+    /// The places that could not be read: offset and length.
+    pub(in crate::lvol) fn unreadable(&self) -> Vec<(u64, u64)> {
+        let mut joined: Vec<(u64, u64)> = Vec::new();
+        for offset in self.unreadable.borrow().iter() {
+            match joined.last_mut() {
+                Some((start, length)) if *start + *length == *offset => {
+                    *length += STRUCTURE_SIZE as u64;
+                }
+                _ => joined.push((*offset, STRUCTURE_SIZE as u64)),
+            }
+        }
+        joined
+    }
+}
+
+impl ImageRead for Tolerant<'_> {
+    fn size(&self) -> io::Result<ByteCount> {
+        self.below.size()
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        match self.below.read_at(offset, into) {
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {}
+            done => return done,
+        }
+        // Page by page, to see which it is.
+        let unit = STRUCTURE_SIZE as u64;
+        let mut done = 0;
+        while done < into.len() {
+            let at = offset + done as u64;
+            let page = at / unit * unit;
+            let length = ((page + unit - at) as usize).min(into.len() - done);
+            let part = &mut into[done..done + length];
+            done += length;
+            let known = self.unreadable.borrow().contains(&page);
+            if known || self.below.read_at(at, part).is_err() {
+                part.fill(0xff);
+                let mut unreadable = self.unreadable.borrow_mut();
+                unreadable.insert(page);
+                if unreadable.len() > UNREADABLE_LIMIT {
+                    return Err(io::Error::other("too much of it cannot be read"));
+                }
+            }
+        }
+        Ok(())
+    }
 }

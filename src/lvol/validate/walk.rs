@@ -6,7 +6,7 @@ use crate::units::{BlobId, PageIndex};
 
 use super::super::format::{
     BitSet, Blob, BlobReader, ClusterMap, ExtentPage, Layout, Mapping, PageBytes, PageKind,
-    PageProblem, ReadBlob, STRUCTURE_SIZE, TableSlot, blob_id, claims_root,
+    PageProblem, ReadBlob, STRUCTURE_SIZE, TableSlot, blob_id, claims_root, is_torn_journal,
 };
 use super::volume::Volume;
 use super::{Finding, Findings, ImageRead, ValidateError, image, lvolstore};
@@ -102,7 +102,7 @@ impl Walk {
                 let Some((bytes, _)) = bytes.split_first_chunk::<STRUCTURE_SIZE>() else {
                     unreachable!("a metadata slot has at least 4096 bytes")
                 };
-                self.classify(PageIndex(index), bytes);
+                self.classify(layout, PageIndex(index), bytes);
                 index += 1;
             }
             offset.0 += now as u64;
@@ -110,7 +110,7 @@ impl Walk {
         Ok(())
     }
 
-    fn classify(&mut self, index: PageIndex, bytes: &PageBytes) {
+    fn classify(&mut self, layout: &Layout, index: PageIndex, bytes: &PageBytes) {
         match PageKind::classify(index, bytes) {
             PageKind::Root(_) => {
                 self.roots.insert(index.0);
@@ -119,7 +119,9 @@ impl Walk {
                 self.others.insert(index, page.blob());
             }
             PageKind::Invalid(PageProblem::Erased) => {}
-            PageKind::Invalid(_) if claims_root(index, bytes) => {
+            PageKind::Invalid(_)
+                if claims_root(index, bytes) && !is_torn_journal(layout, index, bytes) =>
+            {
                 self.roots.insert(index.0);
             }
             PageKind::Invalid(_) => self.damaged.push(index),

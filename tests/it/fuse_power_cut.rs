@@ -198,7 +198,8 @@ impl Run {
             nodes.push(served.lookup(name).await.unwrap());
         }
         let before = Span { began: 0, ended: 0, first_command: 0, last_command: 0 };
-        let model = VOLUMES.map(|name| ModelVolume::new(before, name.to_owned(), FIRST_CLUSTERS));
+        let model = VOLUMES
+            .map(|name| ModelVolume::new(before, name.to_owned(), FIRST_CLUSTERS, String::new()));
         Self {
             served,
             manner: manner_of(seed),

@@ -2,7 +2,9 @@
 
 mod bench;
 mod check;
+mod exhaustive;
 mod external;
+mod fuzz;
 mod golden_images;
 mod grow;
 mod image;
@@ -13,7 +15,10 @@ mod mutated;
 mod operations;
 mod periodic;
 mod power_cut;
+mod run;
 mod scrub;
 mod snapshots;
 mod space;
+mod spdk_rules;
 mod supply;
+mod torn;

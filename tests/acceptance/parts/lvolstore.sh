@@ -6,7 +6,7 @@ part_about="snapshots, clones and copies of volumes, under real file systems; ch
 part_packages=(attr coreutils e2fsprogs fio fuse3 jq python3)
 part_checks=(snapshot_of_a_mounted_file_system copy_is_a_clone relatives clone_under_load
     check_after_kill check_after_dd space scrub pools grow
-    external_parent shallow_copy)
+    external_parent shallow_copy power_cut)
 
 pool=mount/volumes/pool0
 demo=$pool/demo
@@ -434,4 +434,13 @@ lvolstore_shallow_copy() {
     jq -e '.total_clusters == 1' copy.json >/dev/null || fail "more than what had changed: $(cat copy.json)"
     cmp $pool/two var/backup.img
     daemon_stop
+
+# Every operation, cut at each command with every choice of what survives, up to 12 outstanding
+# writes. `cargo test` draws from these; all of them take too long for every run.
+lvolstore_power_cut() {
+    [[ -n $long ]] || skip "takes an hour or so; run with --long"
+    command -v cargo >/dev/null || skip "needs cargo"
+    (cd "$checkout" && POWER_CUT=full cargo test --release --quiet --test it exhaustive) >"$work/log" 2>&1 ||
+        fail "$(grep -m 3 -e panicked -e choice "$work/log")"
+    note "$(grep "test result" "$work/log")"
 }

@@ -85,6 +85,10 @@ impl<D: BlockDevice> Pool<D> {
         self.make(NewVolume::thick(name, ByteCount(clusters * CLUSTER))).await
     }
 
+    pub(crate) async fn thin_of(&self, name: &str, size: ByteCount) -> VolumeIo<D> {
+        self.make(NewVolume::thin(name, size)).await
+    }
+
     async fn make(&self, new: NewVolume) -> VolumeIo<D> {
         let volume = self.store.create_volume(new).await.unwrap();
         self.io.volume(volume.id).await.unwrap()
@@ -156,7 +160,8 @@ pub(crate) fn disk() -> SimDisk {
 pub(crate) fn validated(disk: &SimDisk) -> Report {
     let mut image = vec![0; disk.size().get() as usize];
     disk.read_at(0, &mut image);
-    validate(&image.as_slice(), BlockSize::B4096).unwrap()
+    // The smallest block there is: good for every store.
+    validate(&image.as_slice(), BlockSize::B512).unwrap()
 }
 
 /// Fails if the validator finds an error.

@@ -13,7 +13,8 @@ use lvolfs::lvol::format::{
 };
 use lvolfs::lvol::repair::undo::{Undo, UndoError};
 use lvolfs::lvol::repair::{ImageWrite, plan};
-use lvolfs::lvol::validate::{ImageRead, Parent, Report, Severity, Volume, validate};
+use lvolfs::lvol::validate::{Finding, ImageRead, Parent, Report, Severity, Volume, validate};
+use lvolfs::lvol::{Error, ReadOnlyReason};
 use lvolfs::sim::{SimDisk, SimOptions};
 use lvolfs::units::{
     BlobId, BlockSize, ByteCount, ClusterCount, ClusterIndex, PageIndex, VolumeCluster,
@@ -253,13 +254,13 @@ const REPAIRABLE: &[Damage] = &[
         "c64k-b512-clean",
         "the clean mark is torn",
         |s| s.change(16, |byte| *byte = 0),
-        &["super-block"],
+        &["torn-page"],
     ),
     (
         "c1m-b4096-dirty",
         "the clean mark is torn the other way",
         |s| s.change(16, |byte| *byte = 1),
-        &["super-block"],
+        &["torn-page"],
     ),
     (
         "c1m-b4096-dirty",
@@ -535,5 +536,124 @@ fn older_stores_are_clean_and_open() {
             let content = pool.content(&pool.volume(name).await).await.unwrap();
             assert_eq!(sha256(&content), lvol.sha256, "{name}");
         }
+    });
+}
+
+/// An image of which parts cannot be read.
+struct Failing<'i> {
+    image: &'i Image,
+    /// Beginnings and ends.
+    bad: Vec<(u64, u64)>,
+}
+
+impl ImageRead for Failing<'_> {
+    fn size(&self) -> io::Result<ByteCount> {
+        self.image.size()
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        let end = offset + into.len() as u64;
+        if self.bad.iter().any(|(from, to)| *from < end && offset < *to) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.image.read_at(offset, into)
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_a_finding() {
+    let scene = Scene::new("c64k-b512-dirty");
+    let root = scene.place(root_page(scene.id("thick")).unwrap());
+    let mask = scene.mask(MaskKind::UsedClusters);
+    // A sector of one volume's root, a bitmap, and two pages that nobody uses.
+    let spare = scene.place(scene.spare());
+    let bad = vec![(root + 512, root + 1024), (mask, mask + 512), (spare - 4096, spare + 1)];
+    let image = Failing { image: &scene.image, bad };
+    let found = check(&image, NOTHING).unwrap();
+    assert_eq!(found.verdict(), Verdict::Damaged);
+    let report = found.report.unwrap();
+    let unreadable: Vec<_> = report
+        .findings
+        .iter()
+        .filter_map(|finding| match finding {
+            Finding::Unreadable { offset, length } => Some((offset.0, length.0)),
+            _ => None,
+        })
+        .collect();
+    // The store is not clean, so its bitmaps do not matter.
+    assert_eq!(unreadable, [(root, 4096), (spare - 4096, 8192)]);
+    let all = scene.report();
+    assert_eq!(report.volumes.len(), all.volumes.len() - 1);
+    assert!(report.volume("thick").is_none());
+    // Of the first page everything depends.
+    let image = Failing { image: &scene.image, bad: vec![(0, 512)] };
+    assert!(matches!(check(&image, NOTHING), Err(CheckError::Read(_))));
+    // A device that fails everywhere is given up.
+    let image = Failing { image: &scene.image, bad: vec![(4096, u64::MAX)] };
+    let given_up = check(&image, NOTHING).map(|found| found.verdict());
+    assert!(matches!(given_up, Err(CheckError::Read(_)) | Ok(Verdict::Damaged)), "{given_up:?}");
+}
+
+#[test]
+fn a_page_that_cannot_be_read_takes_one_volume_from_the_pool() {
+    use lvolfs::block::fault::{Fault, Faults, Faulty, Operation};
+    let scene = Scene::new("c64k-b512-dirty");
+    let all: Vec<_> = scene.report().volumes.into_values().collect();
+    let lost = scene.id("thick");
+    let root = scene.place(root_page(lost).unwrap());
+    let size = scene.image.size().unwrap();
+    let options = SimOptions { block_size: BlockSize::B512, ..SimOptions::new(size) };
+    let disk = SimDisk::with_image(options, &scene.golden.bytes);
+    let bench = Bench::new();
+    bench.run(async {
+        let faults = Faults::default();
+        let blocks = Some(root / 512 + 1..root / 512 + 2);
+        faults.inject(Fault { operation: Operation::Read, blocks, after: 0, times: u64::MAX });
+        let device = Faulty::new(disk.channel(&bench.reactor), faults);
+        let pool = bench.open(device).await.unwrap();
+        let quarantined: Vec<_> = pool.store.quarantined().iter().map(|found| found.id).collect();
+        assert_eq!(quarantined, [lost]);
+        assert_eq!(pool.store.volumes().len(), all.len() - 1);
+        // What it has stays reserved.
+        let free = pool.store.info().free_clusters;
+        assert_eq!(free, scene.report().free_clusters);
+    });
+}
+
+#[test]
+fn both_owners_of_a_cluster_are_read_only() {
+    let scene = Scene::new("c64k-b512-dirty");
+    let report = scene.report();
+    let other = report.volume("thick").unwrap().map().runs()[0].device;
+    let blob = scene.blob(scene.id("inflated"));
+    let Mapping::Table(table) = &blob.mapping else { panic!("a table") };
+    let (_, page) = table.iter().next().unwrap();
+    let mut extent = ExtentPage::parse(&scene.layout, &scene.page(page)).unwrap();
+    extent.clusters[1] = Some(other);
+    scene.put(page, &extent.encode());
+    let size = scene.image.size().unwrap();
+    let options = SimOptions { block_size: BlockSize::B512, ..SimOptions::new(size) };
+    let disk = SimDisk::with_image(options, &scene.image.bytes());
+    let bench = Bench::new();
+    bench.run(async {
+        let pool = bench.open(disk.channel(&bench.reactor)).await.unwrap();
+        for name in ["thick", "inflated"] {
+            let info = pool.store.find(name).unwrap();
+            let reason = info.read_only;
+            let shares = matches!(
+                reason,
+                Some(ReadOnlyReason::SharedCluster { cluster, .. }) if cluster == other
+            );
+            assert!(shares, "{name}: {reason:?}");
+            let volume = pool.volume(name).await;
+            let refused = pool.write(&volume, 0, 8, 1).await;
+            assert!(matches!(refused, Err(Error::ReadOnly { .. })), "{refused:?}");
+            let deleted = pool.store.delete_volume(info.id).await;
+            assert!(matches!(deleted, Err(Error::ReadOnly { .. })), "{deleted:?}");
+            pool.content(&volume).await.unwrap();
+        }
+        // Others go on.
+        let made = lvolfs::lvol::NewVolume::thin("new", ByteCount(1 << 16));
+        pool.store.create_volume(made).await.unwrap();
     });
 }

@@ -18,6 +18,16 @@ pub(crate) struct Span {
 }
 
 impl Span {
+    /// Begun before every cut, and never done.
+    pub(crate) const fn perhaps() -> Self {
+        Self { began: 0, ended: 0, first_command: 0, last_command: u64::MAX }
+    }
+
+    /// Begun before every cut, and done at `command`.
+    pub(crate) const fn first(command: u64) -> Self {
+        Self { began: 0, ended: 0, first_command: 0, last_command: command }
+    }
+
     /// Before every cut.
     const fn always() -> Self {
         Self { began: 0, ended: 0, first_command: 0, last_command: 0 }
@@ -64,27 +74,33 @@ pub(crate) struct ModelVolume {
     created: Span,
     deleted: Option<Span>,
     name: Timeline<String>,
+    /// Whatever else can be told of it.
+    facts: Timeline<String>,
     clusters: Timeline<u64>,
     /// For each block that was ever written: what, and when. Every value is used once.
     blocks: BTreeMap<u64, Vec<Write>>,
     fsyncs: Vec<Span>,
+    /// Orderly closes, each with the command at which the next opening ended.
+    closes: Vec<(Span, Option<u64>)>,
 }
 
 impl ModelVolume {
-    pub(crate) fn new(created: Span, name: String, clusters: u64) -> Self {
+    pub(crate) fn new(created: Span, name: String, clusters: u64, facts: String) -> Self {
         Self {
             created,
             deleted: None,
             name: Timeline(vec![(created, name)]),
+            facts: Timeline(vec![(created, facts)]),
             clusters: Timeline(vec![(created, clusters)]),
             blocks: BTreeMap::new(),
             fsyncs: Vec::new(),
+            closes: Vec::new(),
         }
     }
 
     /// A snapshot or a clone: what the volume holds now, durable when it is there at all.
-    pub(crate) fn copy(&self, created: Span, name: String) -> Self {
-        let mut copy = Self::new(created, name, self.clusters());
+    pub(crate) fn copy(&self, created: Span, name: String, facts: String) -> Self {
+        let mut copy = Self::new(created, name, self.clusters(), facts);
         for block in self.blocks.keys() {
             let write = Write { span: created, value: self.value(*block), durable: true };
             let base = Write { span: Span::always(), ..write };
@@ -109,6 +125,11 @@ impl ModelVolume {
         self.name.0.push((span, name));
     }
 
+    /// Says something about it, durable when the operation returns.
+    pub(crate) fn tell(&mut self, span: Span, facts: String) {
+        self.facts.0.push((span, facts));
+    }
+
     /// What is cut off reads as zeros if it comes back.
     pub(crate) fn resize(&mut self, span: Span, clusters: u64, per_cluster: u64) {
         for (block, writes) in self.blocks.range_mut(clusters * per_cluster..) {
@@ -126,6 +147,28 @@ impl ModelVolume {
         self.fsyncs.push(span);
     }
 
+    /// What it shows of another one from now on, durable when the operation returns.
+    pub(crate) fn show(&mut self, span: Span, shown: &Self) {
+        for block in shown.blocks.keys() {
+            let value = shown.value(*block);
+            self.blocks.entry(*block).or_default().push(Write { span, value, durable: true });
+        }
+    }
+
+    pub(crate) fn close(&mut self, span: Span) {
+        self.closes.push((span, None));
+    }
+
+    pub(crate) fn open(&mut self, command: u64) {
+        self.closes.last_mut().unwrap().1 = Some(command);
+    }
+
+    /// Whether a cut must find it closed in order.
+    pub(crate) fn is_closed(&self, cut: u64) -> bool {
+        let ended = |opened: Option<u64>| opened.is_some_and(|command| command < cut);
+        self.closes.iter().any(|(span, opened)| span.done(cut) && !ended(*opened))
+    }
+
     /// What a block holds now.
     pub(crate) fn value(&self, block: u64) -> u64 {
         self.blocks.get(&block).and_then(|writes| writes.last()).map_or(0, |write| write.value)
@@ -140,6 +183,10 @@ impl ModelVolume {
 
     pub(crate) fn names(&self, cut: u64) -> Vec<String> {
         self.name.allowed(cut)
+    }
+
+    pub(crate) fn facts(&self, cut: u64) -> Vec<String> {
+        self.facts.allowed(cut)
     }
 
     pub(crate) fn sizes(&self, cut: u64) -> Vec<u64> {

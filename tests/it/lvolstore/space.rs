@@ -179,3 +179,69 @@ fn a_reserve_is_kept_for_its_volume_and_outlives_the_pool() {
         assert!(pool.store.xattrs(pool.id("kept")).unwrap().is_empty());
     });
 }
+
+/// A snapshot takes over all that a volume has, so that its reserve is missing anew.
+#[test]
+fn a_snapshot_is_refused_that_would_break_the_reserve() {
+    let bench = Bench::new();
+    bench.run(async {
+        let pool = bench.pool(disk().channel(&bench.reactor)).await;
+        let (filler, kept) = (pool.thin("filler", 1000).await, pool.thin("kept", 8).await);
+        let id = pool.id("kept");
+        for cluster in 0..8 {
+            pool.write(&kept, cluster * PER_CLUSTER, 1, 1).await.unwrap();
+        }
+        pool.store.set_reserve(id, ByteCount(6 * CLUSTER)).await.unwrap();
+        assert_eq!(pool.store.info().promised_clusters, ClusterCount(0));
+        let free = u64::from(pool.store.info().free_clusters.get());
+        for cluster in 0..free - 5 {
+            pool.write(&filler, cluster * PER_CLUSTER, 1, 1).await.unwrap();
+        }
+        let named = lvolfs::lvol::NewRelative::named;
+        let refused = pool.store.snapshot_volume(id, named("snapshot")).await;
+        assert_eq!(refused, Err(FULL));
+        assert_eq!(pool.store.find("snapshot"), None);
+        give_back(&filler, 0..1).await;
+        bench.reactor.sleep(Duration::from_secs(1)).await;
+        pool.store.snapshot_volume(id, named("snapshot")).await.unwrap();
+        assert_eq!(pool.store.info().promised_clusters, ClusterCount(6));
+        assert_eq!(pool.write(&filler, 999 * PER_CLUSTER, 1, 1).await, Err(FULL));
+        pool.write(&kept, 0, 1, 2).await.unwrap();
+        assert_eq!(pool.store.info().promised_clusters, ClusterCount(5));
+        // What is deleted is promised nothing.
+        pool.store.delete_volume(id).await.unwrap();
+        assert_eq!(pool.store.info().promised_clusters, ClusterCount(0));
+    });
+}
+
+/// What data on its way holds of the memory comes back; whoever copies or commits waits for it.
+#[test]
+fn copies_and_commits_wait_for_memory() {
+    let bench = Bench::new();
+    bench.run(async {
+        let pool = Rc::new(bench.pool(disk().channel(&bench.reactor)).await);
+        let volume = pool.thin("v", 8).await;
+        pool.write(&volume, 0, 16, 1).await.unwrap();
+        let named = lvolfs::lvol::NewRelative::named;
+        let id = pool.id("v");
+        pool.store.snapshot_volume(id, named("snapshot")).await.unwrap();
+        let data = bench.buffer(BLOCK, 7);
+        let mut all = Vec::new();
+        while let Some(buffer) = bench.arena.allocate(BLOCK) {
+            all.push(buffer);
+        }
+        let write = {
+            let volume = volume.clone();
+            bench.reactor.task(async move {
+                let offset = ByteOffset(BLOCK as u64);
+                volume.write(offset, data, lvolfs::block::Durability::Cached).await.map(drop)
+            })
+        };
+        bench.reactor.sleep(Duration::from_secs(1)).await;
+        assert_eq!(volume.allocated_clusters(), ClusterCount(0), "it waits");
+        drop(all);
+        write.await.unwrap();
+        volume.flush().await.unwrap();
+        assert_eq!(pool.blocks(&volume).await[..3], [1, 7, 1]);
+    });
+}

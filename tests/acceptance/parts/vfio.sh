@@ -102,10 +102,13 @@ do_to_drive() {
     local done=0 wish
     while kill -0 "$1" 2>/dev/null; do
         wish=$(sed -n 's/^host: //p' guest.log | sed -n "$((done + 1))p")
-        # The guest may end before its wish is seen.
+        if [[ -z $wish ]]; then
+            sleep 0.05
+            continue
+        fi
+        # The guest may have ended before its wish was seen.
         [[ -e guest/qmp ]] || break
         case $wish in
-        '') sleep 0.05 && continue ;;
         unplug) python3 "$tools/qmp.py" guest/qmp device_del '{"id": "drive0"}' ;;
         # Four blocks in a second; a byte in a second; as many as there are. What QEMU makes wait
         # waits for its time, whatever is said later, or until the controller's reset.

@@ -6,7 +6,7 @@
 part_about="NVMe drives through VFIO, in a QEMU guest with an IOMMU"
 part_packages=(qemu-system-x86 busybox-static cpio kmod xz-utils zstd python3 jq
     fio e2fsprogs fuse3)
-part_checks=(bind probe unplug serve faults power_loss crash)
+part_checks=(bind probe unplug serve faults stalls power_loss crash)
 
 guest=$checkout/tests/acceptance/guest
 guest_folder=$checkout/target/guest

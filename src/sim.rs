@@ -2,6 +2,7 @@
 //!
 //! Always built, so that a plain `cargo test` uses it; the daemon does not.
 
+mod contents;
 mod disk;
 
 pub use disk::{SimChannel, SimDisk, SimOptions};

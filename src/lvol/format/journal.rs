@@ -169,7 +169,7 @@ pub fn encode_record(rewrites: &[Rewrite]) -> Vec<PageBytes> {
     for Rewrite { offset, before, after } in rewrites {
         let mut entry = RawJournalEntry::new_zeroed();
         entry.offset = offset.0.into();
-        entry.crc = crc32c::crc32c(after).into();
+        entry.crc = image_crc(after).into();
         for (crc, sector) in entry.before.iter_mut().zip(before.chunks_exact(SECTOR)) {
             *crc = crc32c::crc32c(sector).into();
         }
@@ -177,6 +177,14 @@ pub fn encode_record(rewrites: &[Rewrite]) -> Vec<PageBytes> {
     }
     seal(&mut first);
     std::iter::once(first).chain(rewrites.iter().map(|rewrite| rewrite.after)).collect()
+}
+
+/// The checksum of a page in a record: CRC-32C of its last four bytes and then of the others. A
+/// page ends with the checksum of what stands before, and the CRC-32C of a whole with its own
+/// CRC-32C at the end is the same for all.
+fn image_crc(page: &PageBytes) -> u32 {
+    let (body, end) = page.split_at(STRUCTURE_SIZE - size_of::<u32>());
+    crc32c::crc32c_append(crc32c::crc32c(end), body)
 }
 
 /// The list of a record.
@@ -208,9 +216,8 @@ impl Record {
     /// record was never finished, and no page of it was begun to be written.
     #[must_use]
     pub fn is_complete(&self, images: &[PageBytes]) -> bool {
-        let intact = |(entry, image): (&RawJournalEntry, &PageBytes)| {
-            crc32c::crc32c(image) == entry.crc.get()
-        };
+        let intact =
+            |(entry, image): (&RawJournalEntry, &PageBytes)| image_crc(image) == entry.crc.get();
         images.len() == self.entries.len() && self.entries.iter().zip(images).all(intact)
     }
 

@@ -4,6 +4,8 @@
 //! Transports give it requests and send its answers; it knows nothing of them.
 //! `docs/semantics.md` tells what users can rely on.
 
+mod listing;
+
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,16 +18,13 @@ use super::openings::{Growth, Mode, Openings};
 use super::reply::Reply;
 use super::request::{Caller, Changes, FileHandle, Name, NodeId, Operation, Request, SetTime};
 use super::transfer::TRANSFER_LIMIT;
-use super::tree::{self, Listing, Node, Position, attr_out, entry_out, resolve};
+use super::tree::{self, Node, attr_out, entry_out, resolve};
 use super::{copy, statfs, xattr};
 use crate::block::Durability;
 use crate::hw::dma::DmaBuffer;
 use crate::units::{ByteCount, ByteOffset};
 use crate::volume::attributes::wall_clock;
-use crate::volume::{Attributes, Caching, Catalog, Entry, Key, NewVolume, Pool, Replace, Volume};
-
-/// Entries of a directory that are read at a time.
-const LISTING_STEP: usize = 128;
+use crate::volume::{Attributes, Caching, Catalog, Entry, NewVolume, Pool, Replace, Volume};
 
 /// What was asked of one reactor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -495,65 +494,6 @@ impl Operations {
                 Err(Errno::EPERM)
             }
             Node::Pool(_) | Node::Volume(_) => Err(Errno::ENOTDIR),
-        }
-    }
-
-    async fn readdir(&self, id: NodeId, offset: u64, size: u32, plus: bool) -> Answer {
-        let mut listing = Listing::new((size as usize).min(TRANSFER_LIMIT), plus);
-        let position = Position::from_offset(offset);
-        let node = self.node(id)?;
-        if let Node::Volume(_) = node {
-            return Err(Errno::ENOTDIR);
-        }
-        if listing.push_dots(position, id) {
-            let after = match position {
-                Position::After(key) => Some(key),
-                Position::Start | Position::AfterDot | Position::AfterDotDot => None,
-            };
-            match node {
-                Node::Pool(pool) => self.list_volumes(&pool, after, &mut listing).await,
-                Node::Root | Node::Volume(_) => self.list_pools(after, &mut listing),
-            }
-        }
-        Ok(Reply::Bytes(listing.into_bytes()))
-    }
-
-    fn list_pools(&self, after: Option<Key>, listing: &mut Listing) {
-        for pool in self.catalog.directory().pools() {
-            let (key, kind) = (pool.key(), libc::S_IFDIR);
-            let attr = Some(tree::pool_attributes(&pool, &self.defaults));
-            if after < Some(key)
-                && !listing.push(&pool.name(), key.into(), key.number(), kind, attr)
-            {
-                return;
-            }
-        }
-    }
-
-    async fn list_volumes(&self, pool: &Pool, mut after: Option<Key>, listing: &mut Listing) {
-        loop {
-            let limit = listing.room().min(LISTING_STEP);
-            let entries = self.catalog.directory().volumes_after(pool.key(), after, limit);
-            if entries.is_empty() {
-                return;
-            }
-            for entry in entries {
-                let (name, key) = (entry.name(), entry.key());
-                after = Some(key);
-                if !crate::volume::is_file_name(&name) {
-                    continue;
-                }
-                let attr = if listing.has_attributes() {
-                    // One that cannot be opened now is listed without attributes.
-                    let volume = self.volume_of(&entry).await.ok();
-                    volume.map(|volume| tree::volume_attributes(&volume))
-                } else {
-                    None
-                };
-                if !listing.push(&name, key.into(), key.number(), libc::S_IFREG, attr) {
-                    return;
-                }
-            }
         }
     }
 

@@ -821,7 +821,7 @@ fn a_cached_volume_is_all_data_and_grows_uncached() {
 /// It is made anew for each request, and moved.
 #[test]
 fn the_future_of_a_request_is_small() {
-    const MOST: usize = 3072;
+    const MOST: usize = 4096;
     served(|served| async move {
         let node = served.volume("v", CLUSTER).await;
         let operation = Operation::Read { handle: FileHandle(0), offset: 0, size: 4096 };

@@ -408,6 +408,12 @@ lvolstore_external_parent() {
     daemon_stop
 }
 
+# shallow_copy_is_over ID: what it said last is in ./copy.json.
+shallow_copy_is_over() {
+    cli rpc bdev_lvol_check_shallow_copy "{\"operation_id\":$1}" >copy.json
+    jq -e '.state != "in progress"' copy.json >/dev/null
+}
+
 # What a snapshot has of its own goes to the same places of another device.
 lvolstore_shallow_copy() {
     example_here
@@ -423,22 +429,19 @@ lvolstore_shallow_copy() {
     for name in one two; do
         id=$(cli rpc bdev_lvol_start_shallow_copy \
             "{\"src_lvol_name\":\"pool0/$name\",\"dst_bdev_name\":\"backup\"}" | jq .operation_id)
-        shallow_copy_is_over() {
-            cli rpc bdev_lvol_check_shallow_copy "{\"operation_id\":$id}" >copy.json
-            jq -e '.state != "in progress"' copy.json >/dev/null
-        }
-        wait_for 30 "the copy" shallow_copy_is_over
+        wait_for 30 "the copy" shallow_copy_is_over "$id"
         jq -e '.state == "complete" and .copied_clusters == .total_clusters' copy.json >/dev/null ||
             fail "$(cat copy.json)"
     done
     jq -e '.total_clusters == 1' copy.json >/dev/null || fail "more than what had changed: $(cat copy.json)"
     cmp $pool/two var/backup.img
     daemon_stop
+}
 
 # Every operation, cut at each command with every choice of what survives, up to 12 outstanding
 # writes. `cargo test` draws from these; all of them take too long for every run.
 lvolstore_power_cut() {
-    [[ -n $long ]] || skip "takes an hour or so; run with --long"
+    [[ -n $long ]] || skip "takes long; run with --long"
     command -v cargo >/dev/null || skip "needs cargo"
     (cd "$checkout" && POWER_CUT=full cargo test --release --quiet --test it exhaustive) >"$work/log" 2>&1 ||
         fail "$(grep -m 3 -e panicked -e choice "$work/log")"

@@ -238,11 +238,11 @@ impl QueuePair {
 
     /// Makes `blocks` blocks from `lba` read as zeros; as durable as a write. With
     /// [`Deallocate::Yes`] they may lose their place: only if the namespace says that they then
-    /// read as zeros ([`Namespace::zeroes_by_deallocation`]).
+    /// read as zeros ([`Namespace::zeroes_by_deallocation`](super::Namespace::zeroes_by_deallocation)).
     ///
     /// # Errors
     /// [`Rejected`]: the command was not submitted; [`RejectReason::BadLength`] for no blocks, or
-    /// more than [`Namespace::max_write_zeroes_blocks`].
+    /// more than [`Namespace::max_write_zeroes_blocks`](super::Namespace::max_write_zeroes_blocks).
     pub fn submit_write_zeroes(
         &mut self,
         lba: Lba,

@@ -7,7 +7,7 @@ part_packages=(attr e2fsprogs fio fuse3 jq python3 qemu-utils)
 part_checks=(
     quick_start notify files ext4 fio fio_dsync qemu_img flush_count killed killed_dsync
     command_line config_errors mount_point two_daemons control_socket foreign_image
-    damaged_image stale_mount pool_full dead_disk image_vanishes idle ordinary_user mount_helper unit_file
+    damaged_image stale_mount pool_full dead_disk image_vanishes power_cut idle ordinary_user mount_helper unit_file
 )
 
 demo=mount/volumes/pool0/demo
@@ -617,6 +617,16 @@ service_image_vanishes() {
         is_not_mounted mount/volumes || fail "still mounted"
         rm -rf var mount config.toml
     done
+}
+
+# Power cuts under the operations of the mount, simulated: ten times those of `cargo test`.
+service_power_cut() {
+    command -v cargo >/dev/null || skip "needs cargo"
+    local seeds=10000
+    [[ -z $long ]] || seeds=100000
+    (cd "$checkout" && POWER_CUTS=$seeds cargo test --quiet --test it fuse_power_cut) >"$work/log" 2>&1 ||
+        fail "$(grep -m 3 -e panicked -e seed "$work/log")"
+    note "$seeds seeds; $(grep "test result" "$work/log")"
 }
 
 # ---- what it costs ---------------------------------------------------------------------------

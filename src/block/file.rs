@@ -205,7 +205,7 @@ impl FileDevice {
     /// The system's.
     pub fn rescan(&self) -> io::Result<()> {
         let geometry = &self.0.geometry;
-        let bytes = size_of(&self.0.file)?;
+        let bytes = self.0.kept.measure(&self.0.file)?;
         geometry.block_count.grow(BlockCount(bytes >> geometry.block_size.shift()));
         Ok(())
     }

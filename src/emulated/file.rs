@@ -58,7 +58,7 @@ impl FileMedia {
     /// Takes in what the file has gained; true if that is a block or more. A file that has become
     /// smaller keeps its blocks, and reads of the missing ones fail.
     pub(super) fn rescan(&mut self) -> io::Result<bool> {
-        let blocks = BlockCount(size_of(&self.file)? >> self.block_size.shift());
+        let blocks = BlockCount(self.kept.measure(&self.file)? >> self.block_size.shift());
         let grown = blocks > self.blocks;
         self.blocks = self.blocks.max(blocks);
         Ok(grown)

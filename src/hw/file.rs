@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What `fallocate(2)` should do with a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,11 +113,12 @@ pub enum TakenAway {
     },
 }
 
-/// What a file was when it was opened, to notice later that it was taken away.
-#[derive(Clone, Copy, Debug)]
+/// What a file was when it was last measured, to notice later that it was taken away.
+#[derive(Debug)]
 pub struct Kept {
-    /// `None` for a block device: its name may go and its blocks stay.
-    regular: Option<(bool, u64)>,
+    /// Whether it had a name, and its bytes. `None` for a block device: its name may go and its
+    /// blocks stay.
+    regular: Option<(bool, AtomicU64)>,
 }
 
 impl Kept {
@@ -126,8 +128,20 @@ impl Kept {
     /// The system's.
     pub fn of(file: &File) -> io::Result<Self> {
         let metadata = file.metadata()?;
-        let regular = metadata.is_file().then(|| (metadata.nlink() > 0, metadata.len()));
+        let regular = metadata.is_file().then(|| (metadata.nlink() > 0, metadata.len().into()));
         Ok(Self { regular })
+    }
+
+    /// Measures the file again, and keeps what it has gained; its bytes.
+    ///
+    /// # Errors
+    /// As for [`size_of`].
+    pub fn measure(&self, file: &File) -> io::Result<u64> {
+        let bytes = size_of(file)?;
+        if let Some((_, kept)) = &self.regular {
+            kept.fetch_max(bytes, Ordering::Relaxed);
+        }
+        Ok(bytes)
     }
 
     /// Whether the file still is what it was: it has a name if it had one, and is no shorter.
@@ -135,11 +149,11 @@ impl Kept {
     /// # Errors
     /// [`TakenAway`], as an error of kind `NotFound` or `UnexpectedEof`; else the system's.
     pub fn check(&self, file: &File) -> io::Result<()> {
-        let Some((named, wanted)) = self.regular else {
+        let Some((named, wanted)) = &self.regular else {
             return Ok(());
         };
-        let metadata = file.metadata()?;
-        if named && metadata.nlink() == 0 {
+        let (metadata, wanted) = (file.metadata()?, wanted.load(Ordering::Relaxed));
+        if *named && metadata.nlink() == 0 {
             return Err(io::Error::new(io::ErrorKind::NotFound, TakenAway::Deleted));
         }
         let actual = metadata.len();
@@ -169,6 +183,14 @@ mod tests {
         file.set_len(4096).unwrap();
         assert_eq!(kept.check(&file).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         file.set_len(8192).unwrap();
+        kept.check(&file).unwrap();
+        // What was taken in must stay as well.
+        file.set_len(16384).unwrap();
+        assert_eq!(kept.measure(&file).unwrap(), 16384);
+        file.set_len(16383).unwrap();
+        assert_eq!(kept.measure(&file).unwrap(), 16383);
+        assert_eq!(kept.check(&file).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        file.set_len(16384).unwrap();
         std::fs::write(folder.path().join("other"), "").unwrap();
         std::fs::rename(folder.path().join("other"), &path).unwrap();
         let error = kept.check(&file).unwrap_err();

@@ -20,6 +20,7 @@ use crate::hw::dma::{DmaArena, DmaBuffer};
 use crate::units::{BlobId, ByteCount, ByteOffset, ClusterCount, Lba};
 
 use super::error::{Error, IoFailure, ReadOnlyReason, VolumeTransfer};
+use super::format::Blob;
 use super::snapshot::NewRelative;
 use super::store::{State, Store};
 use super::volume::{Volume, VolumeInfo};
@@ -217,27 +218,11 @@ impl<D: BlockDevice> Store<D> {
             }
             Arc::clone(&volume.map)
         };
-        let frozen = self.freeze(&map).await?;
-        let before = {
-            let mut state = self.state.borrow_mut();
-            let volume = state.served_mut(id)?;
-            let before = (volume.blob.internal.clone(), volume.blob.flags);
-            volume.blob.set_parent(None);
-            volume.blob.set_external_parent(Some(stored))?;
-            volume.root_dirty = true;
-            before
+        let change = |blob: &mut Blob| {
+            blob.set_parent(None);
+            blob.set_external_parent(Some(stored))
         };
-        if let Err(error) = self.commit([id]).await {
-            if let Ok(volume) = self.state.borrow_mut().served_mut(id) {
-                (volume.blob.internal, volume.blob.flags) = before;
-            }
-            return Err(error);
-        }
-        map.change();
-        self.state.borrow_mut().show_externals();
-        map.show_parent(None, map.clusters().0);
-        map.set_durable(map.version());
-        drop(frozen);
+        self.change_parent(&map, None, change).await?;
         tracing::info!(blob = id.0, "has an external parent");
         Ok(())
     }

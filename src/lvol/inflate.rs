@@ -12,6 +12,7 @@ use crate::block::BlockDevice;
 use crate::units::{BlobId, VolumeCluster};
 
 use super::error::Error;
+use super::format::{Blob, XattrError};
 use super::snapshot::check_parent;
 use super::store::{State, Store};
 use super::volume_map::{Place, VolumeMap};
@@ -148,17 +149,44 @@ impl<D: BlockDevice> Store<D> {
             }
             (Arc::clone(&volume.map), Arc::clone(&parent.map))
         };
-        let frozen = self.freeze(&map).await?;
-        let before = {
+        let change = |blob: &mut Blob| {
+            blob.set_external_parent(None)?;
+            blob.set_parent(Some(parent));
+            Ok(())
+        };
+        self.change_parent(&map, Some(&shown), change).await?;
+        tracing::info!(blob = id.0, parent = parent.0, "has another parent");
+        Ok(())
+    }
+
+    /// Gives a volume the parent that `change` puts into its blob; `shown` is the map of a parent
+    /// in the pool.
+    ///
+    /// 1. Writes to the volume wait.
+    /// 2. The blob names the new parent, and is committed. A crash before its root is durable
+    ///    leaves the old parent, and so does an error.
+    /// 3. The map shows the new parent; writes go on.
+    pub(super) async fn change_parent(
+        &self,
+        map: &Arc<VolumeMap>,
+        shown: Option<&VolumeMap>,
+        change: impl FnOnce(&mut Blob) -> Result<(), XattrError>,
+    ) -> Result<(), Error> {
+        let id = map.blob();
+        let frozen = self.freeze(map).await?;
+        let (before, changed) = {
             let mut state = self.state.borrow_mut();
             let volume = state.served_mut(id)?;
             let before = (volume.blob.internal.clone(), volume.blob.flags);
-            volume.blob.set_external_parent(None)?;
-            volume.blob.set_parent(Some(parent));
-            volume.root_dirty = true;
-            before
+            let changed = change(&mut volume.blob).map_err(Error::from);
+            volume.root_dirty |= changed.is_ok();
+            (before, changed)
         };
-        if let Err(error) = self.commit([id]).await {
+        let committed = match changed {
+            Ok(()) => self.commit([id]).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = committed {
             if let Ok(volume) = self.state.borrow_mut().served_mut(id) {
                 (volume.blob.internal, volume.blob.flags) = before;
             }
@@ -166,10 +194,9 @@ impl<D: BlockDevice> Store<D> {
         }
         map.change();
         self.state.borrow_mut().show_externals();
-        map.show_parent(Some(&shown), map.clusters().0);
+        map.show_parent(shown, map.clusters().0);
         map.set_durable(map.version());
         drop(frozen);
-        tracing::info!(blob = id.0, parent = parent.0, "has another parent");
         Ok(())
     }
 }

@@ -163,16 +163,13 @@ impl TargetDoor {
 /// Keeps the target's hosts informed of the health of the drives, for as long as both are there.
 /// The first reactor polls all controllers.
 fn watch_health(site: &Rc<Site>, target: Weak<Target>) {
-    let reactor = Rc::clone(&site.reactor);
-    let (site, timer) = (Rc::downgrade(site), Rc::downgrade(&reactor));
+    let (reactor, site) = (Rc::clone(&site.reactor), Rc::downgrade(site));
     reactor.spawn(async move {
         while let (Some(target), Some(site)) = (target.upgrade(), site.upgrade()) {
             let drives = read_health(&site).await;
             target.set_health(&drives);
+            let pause = site.reactor.sleep(HEALTH_PERIOD);
             drop((target, site));
-            let Some(pause) = timer.upgrade().map(|reactor| reactor.sleep(HEALTH_PERIOD)) else {
-                return;
-            };
             pause.await;
         }
     });

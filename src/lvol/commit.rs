@@ -15,8 +15,9 @@
 //!    both become usable when no I/O that can still know them is in flight.
 //!
 //! The first commit after a clean opening marks the super block not clean in step 2: what step 2
-//! writes does not make the bitmaps untrue yet. Where the device tears pages, step 2 also writes the roots to the journal, with the same flush
-//! (`journal.rs`); roots that do not fit into it at once go through steps 2 and 3 in turn.
+//! writes does not make the bitmaps untrue yet. Where the device tears pages, step 2 also writes the
+//! roots to the journal, with the same flush (`journal.rs`); roots that do not fit into it at once
+//! go through steps 2 and 3 in turn.
 //!
 //! Commits run one at a time. All who ask while one runs share the next, which takes what is
 //! dirty of the volumes they name. One who asks for a volume that is not dirty gets one flush.

@@ -483,9 +483,6 @@ impl Queue {
     }
 
     fn reply(&self, entry: &SubmissionEntry, outcome: Outcome, permit: Option<Permit>) {
-        if matches!(&*self.association.borrow(), Some((_, queue)) if queue.get() != 0) {
-            self.service.count_io();
-        }
         let (queue, head) = match &*self.association.borrow() {
             Some((_, queue)) if self.flow_control.get() => {
                 let next = (self.head.get() + 1) % self.entries.get().max(1);
@@ -496,6 +493,9 @@ impl Queue {
             Some((_, queue)) => (queue.get(), 0xffff),
             None => (0, 0),
         };
+        if queue != 0 {
+            self.service.count_io();
+        }
         if !outcome.status.is_success() {
             self.service.target.note_error(self, entry, outcome.status);
         }

@@ -21,7 +21,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use lvolfs::hw::dma::DmaBuffer;
-use lvolfs::hw::thread::{allowed_cpus, pin_to_cpu};
+use lvolfs::hw::thread::{allowed_cpus, pin_to_cpu, possible_cpus, run_on};
 use lvolfs::nvmf::pdu::{Decoder, Digests, Encoder, Event, Pdu};
 use lvolfs::nvmf::stream::Stream;
 use lvolfs::reactor::Gather;
@@ -101,12 +101,16 @@ impl Daemon {
              [log]\nlevel = \"warn\"\n"
         );
         fs::write(folder.join("config.toml"), config).expect("space for a file");
+        // A process inherits where it may run; the daemon is to see the whole machine.
+        let own = allowed_cpus();
+        run_on(&(0..possible_cpus()).collect::<Vec<_>>()).expect("one of all");
         let mut process = Command::new(env!("CARGO_BIN_EXE_lvolfs"))
             .args(["serve", "--config", "config.toml"])
             .current_dir(&folder)
             .stdout(Stdio::null())
             .spawn()
             .expect("the binary that was just built");
+        run_on(&own).expect("it ran there before");
         for _ in 0..500 {
             if TcpStream::connect(("127.0.0.1", port)).is_ok() {
                 return Self { process, folder, port };

@@ -11,6 +11,7 @@ pub mod event;
 pub mod file;
 pub mod fuse;
 pub mod pci;
+pub mod pieces;
 pub mod process;
 pub mod thread;
 pub mod transport;

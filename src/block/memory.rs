@@ -1,6 +1,7 @@
 //! A device in memory: for tests, benches, and volumes that need not outlive the process.
 //!
 //! Sparse: only chunks that were written take memory, so a test may have a device of terabytes.
+//! Chunks share huge pages: see [`crate::hw::pieces`].
 //! It has no volatile cache: there is nothing that a flush could still save.
 
 use std::rc::Rc;
@@ -11,14 +12,15 @@ use super::{
     TransferError,
 };
 use crate::hw::dma::{DmaBuffer, MAX_BUFFER};
+use crate::hw::pieces::{PIECE, Piece, Pieces};
 use crate::units::{BlockCount, BlockSize, ByteCount, Lba};
 
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = PIECE;
 /// Chunks that are found together.
 const GROUP: usize = 1024;
 
 /// [`CHUNK`] bytes, or nothing: zeros.
-type Chunk = RwLock<Option<Box<[u8]>>>;
+type Chunk = RwLock<Option<Piece>>;
 
 /// The shared part of a memory device.
 #[derive(Clone)]
@@ -27,6 +29,7 @@ pub struct MemoryDevice(Arc<Memory>);
 struct Memory {
     geometry: Geometry,
     groups: Box<[OnceLock<Box<[Chunk]>>]>,
+    pieces: Pieces,
 }
 
 impl MemoryDevice {
@@ -44,7 +47,7 @@ impl MemoryDevice {
         };
         let groups = size.get().div_ceil((CHUNK * GROUP) as u64);
         let groups = (0..groups).map(|_| OnceLock::new()).collect();
-        Self(Arc::new(Memory { geometry, groups }))
+        Self(Arc::new(Memory { geometry, groups, pieces: Pieces::default() }))
     }
 
     /// What the device is.
@@ -98,12 +101,20 @@ impl Memory {
         }
     }
 
-    fn write(&self, offset: u64, from: &[u8]) {
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), BlockError> {
         for (chunk, start, part) in pieces(offset, from.len()) {
             let mut bytes = self.chunk(chunk).write().unwrap_or_else(PoisonError::into_inner);
-            let bytes = bytes.get_or_insert_with(|| vec![0; CHUNK].into());
+            let bytes = match &mut *bytes {
+                Some(bytes) => bytes,
+                none => none.insert(self.pieces.allocate().ok_or(BlockError::System {
+                    operation: "getting memory for a write",
+                    offset: offset + part.start as u64,
+                    errno: libc::ENOMEM,
+                })?),
+            };
             bytes[start..start + part.len()].copy_from_slice(&from[part]);
         }
+        Ok(())
     }
 
     fn zero(&self, offset: u64, length: u64) {
@@ -166,11 +177,11 @@ impl BlockDevice for MemoryChannel {
     async fn write(&self, start: Lba, buffer: DmaBuffer, durability: Durability) -> Transfer {
         let checked = self.geometry().check_transfer(start, buffer.len());
         self.counting.add(Counted::Write(buffer.len() as u64, durability), checked.is_ok());
-        match checked {
-            Ok((offset, _)) => self.device.0.write(offset, &buffer),
-            Err(error) => return Err(TransferError::new(error, buffer)),
+        let written = checked.and_then(|(offset, _)| self.device.0.write(offset, &buffer));
+        match written {
+            Ok(()) => Ok(buffer),
+            Err(error) => Err(TransferError::new(error, buffer)),
         }
-        Ok(buffer)
     }
 
     async fn flush(&self) -> Result<(), BlockError> {

@@ -132,11 +132,23 @@ impl DmaArena {
     /// is 0 or above [`MAX_BUFFER`]. The contents are whatever was there before.
     #[must_use]
     pub fn allocate(&self, length: usize) -> Option<DmaBuffer> {
+        self.allocate_leaving(length, ByteCount(0))
+    }
+
+    /// As [`DmaArena::allocate`], if at least `reserve` stays free.
+    #[must_use]
+    pub fn allocate_leaving(&self, length: usize, reserve: ByteCount) -> Option<DmaBuffer> {
         if length == 0 || length > MAX_BUFFER {
             return None;
         }
         let order = length.div_ceil(PAGE).next_power_of_two().trailing_zeros() as usize;
-        let head = self.0.lock().allocate(order)?;
+        let mut buddy = self.0.lock();
+        let left = (buddy.free_pages() * PAGE).checked_sub(length)?;
+        if (left as u64) < reserve.get() {
+            return None;
+        }
+        let head = buddy.allocate(order)?;
+        drop(buddy);
         self.0.references[head as usize].store(1, Ordering::Relaxed);
         self.0.orders[head as usize].store(order as u8, Ordering::Relaxed);
         let offset = head as usize * PAGE;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Reactor;
 use crate::hw::dma::{DmaArena, DmaBuffer};
+use crate::units::ByteCount;
 
 /// How long to wait for memory before looking again.
 const RETRY: Duration = Duration::from_micros(200);
@@ -30,13 +31,12 @@ impl Reactor {
         share: Share,
     ) -> Option<DmaBuffer> {
         let reserve = match share {
-            Share::Most => arena.size().get() / 8,
-            Share::All => 0,
+            Share::Most => ByteCount(arena.size().get() / 8),
+            Share::All => ByteCount(0),
         };
         let end = self.now().after(LIMIT);
         loop {
-            let leaves_enough = reserve == 0 || arena.free().get() >= reserve + length as u64;
-            if leaves_enough && let Some(buffer) = arena.allocate(length) {
+            if let Some(buffer) = arena.allocate_leaving(length, reserve) {
                 return Some(buffer);
             }
             if length == 0 || length > crate::hw::dma::MAX_BUFFER || self.now() >= end {
@@ -51,7 +51,6 @@ impl Reactor {
 mod tests {
     use super::*;
     use crate::reactor::ReactorOptions;
-    use crate::units::ByteCount;
 
     #[test]
     fn a_full_arena_is_waited_for_but_not_for_ever() {

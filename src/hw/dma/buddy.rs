@@ -2,6 +2,8 @@
 
 /// Largest block: 2^10 pages.
 pub(super) const MAX_ORDER: usize = 10;
+/// Single pages that are kept apart when they are freed.
+const KEPT: usize = 256;
 
 /// A buddy system over pages: one bitmap of free blocks for each order.
 pub(super) struct Buddy {
@@ -13,6 +15,9 @@ pub(super) struct Buddy {
     /// Order of the allocation that starts at each page.
     order: Vec<u8>,
     free_pages: usize,
+    /// Single pages freed last, free as well: most allocations are of one page, and are served
+    /// by the one that was used last, which is in the CPU's cache. Merged when something needs it.
+    kept: Vec<u32>,
 }
 
 impl Buddy {
@@ -23,6 +28,7 @@ impl Buddy {
             hint: [0; MAX_ORDER + 1],
             order: vec![0; pages],
             free_pages: pages,
+            kept: Vec::with_capacity(KEPT),
         };
         for block in 0..pages >> MAX_ORDER {
             buddy.put(MAX_ORDER, block);
@@ -64,10 +70,27 @@ impl Buddy {
         self.free_pages
     }
 
+    fn find(&mut self, order: usize) -> Option<(usize, usize)> {
+        (order..=MAX_ORDER).find_map(|have| Some((self.take_any(have)?, have)))
+    }
+
     /// The first page of `1 << order` free pages, now allocated.
     pub(super) fn allocate(&mut self, order: usize) -> Option<u32> {
-        let (mut block, mut have) =
-            (order..=MAX_ORDER).find_map(|have| Some((self.take_any(have)?, have)))?;
+        if order == 0
+            && let Some(page) = self.kept.pop()
+        {
+            self.free_pages -= 1;
+            return Some(page);
+        }
+        let (mut block, mut have) = match self.find(order) {
+            Some(found) => found,
+            None => {
+                while let Some(page) = self.kept.pop() {
+                    self.merge(page as usize);
+                }
+                self.find(order)?
+            }
+        };
         while have > order {
             have -= 1;
             block *= 2;
@@ -81,9 +104,17 @@ impl Buddy {
 
     /// Frees the allocation that starts at `page`, merging it with its free neighbours.
     pub(super) fn release(&mut self, page: u32) {
-        let page = page as usize;
-        let mut order = self.order[page] as usize;
+        let order = self.order[page as usize];
         self.free_pages += 1 << order;
+        if order == 0 && self.kept.len() < KEPT {
+            self.kept.push(page);
+            return;
+        }
+        self.merge(page as usize);
+    }
+
+    fn merge(&mut self, page: usize) {
+        let mut order = self.order[page] as usize;
         let mut block = page >> order;
         while order < MAX_ORDER && self.take(order, block ^ 1) {
             block /= 2;

@@ -48,7 +48,7 @@ pub(super) async fn serve<S: Stream>(service: Rc<Service>, stream: S, peer: Peer
     let connection = Connection { queue: &queue, stream: &stream };
     let mut receive = Some(Box::pin(connection.receive()));
     let mut send = pin!(connection.send());
-    let mut commands = FuturesUnordered::new();
+    let (mut staged, mut commands) = (Vec::new(), FuturesUnordered::new());
     let mut sending = true;
     poll_fn(|context| {
         queue.set_waker(context.waker());
@@ -63,7 +63,16 @@ pub(super) async fn serve<S: Stream>(service: Rc<Service>, stream: S, peer: Peer
             connection.ended(end);
         }
         let idle = loop {
-            commands.extend(queue.take_staged());
+            queue.swap_staged(&mut staged);
+            if !staged.is_empty() {
+                // Most end at once, and then never enter the set.
+                for mut command in staged.drain(..) {
+                    if command.as_mut().poll(context).is_pending() {
+                        commands.push(command);
+                    }
+                }
+                continue;
+            }
             match commands.poll_next_unpin(context) {
                 Poll::Ready(Some(())) => {}
                 Poll::Ready(None) => break true,

@@ -31,7 +31,8 @@ pub(super) async fn run(
         return Some(out_of_sequence().into());
     }
     if id.get() == 0 {
-        return admin::run(queue, &controller, key, entry, data.as_deref()).await;
+        // Boxed, as what is rare in `io`: the futures of reads and writes stay small.
+        return Box::pin(admin::run(queue, &controller, key, entry, data.as_deref())).await;
     }
     Some(io::run(queue, &controller, key, entry, data).await.into())
 }

@@ -50,7 +50,7 @@ pub(super) async fn run(
     let opcode = entry.io_opcode();
     if opcode == IoOpcode::FLUSH && entry.nsid() == ALL_NAMESPACES {
         queue.begin(key)?;
-        return flush_all(queue, controller).await;
+        return Box::pin(flush_all(queue, controller)).await;
     }
     let volume = namespace::volume(queue, controller, entry.nsid()).await?;
     match opcode {
@@ -61,21 +61,35 @@ pub(super) async fn run(
             volume.flush().await.map_err(status::of)?;
             Ok(Outcome::success())
         }
-        IoOpcode::WRITE_ZEROES => write_zeroes(queue, key, entry, &volume).await,
-        IoOpcode::DATASET_MANAGEMENT => manage(queue, key, entry, &volume, data).await,
+        _ => Box::pin(run_rare(queue, controller, key, entry, &volume, data)).await,
+    }
+}
+
+/// Everything but reads, writes and flushes: a future of its own, so that theirs are small.
+async fn run_rare(
+    queue: &Rc<Queue>,
+    controller: &Controller,
+    key: usize,
+    entry: &SubmissionEntry,
+    volume: &Volume,
+    data: Option<DmaBuffer>,
+) -> Result<Outcome, Status> {
+    match entry.io_opcode() {
+        IoOpcode::WRITE_ZEROES => write_zeroes(queue, key, entry, volume).await,
+        IoOpcode::DATASET_MANAGEMENT => manage(queue, key, entry, volume, data).await,
         IoOpcode::COMPARE => {
-            let length = Range::of(entry, &volume)?.transfer()?;
+            let length = Range::of(entry, volume)?.transfer()?;
             let expected = exactly(data, length)?;
             queue.begin(key)?;
-            compare(queue, entry, &volume, &expected).await
+            compare(queue, entry, volume, &expected).await
         }
-        IoOpcode::VERIFY => verify(queue, key, entry, &volume).await,
-        IoOpcode::COPY => copy(queue, key, entry, &volume, data).await,
+        IoOpcode::VERIFY => verify(queue, key, entry, volume).await,
+        IoOpcode::COPY => copy(queue, key, entry, volume, data).await,
         IoOpcode::RESERVATION_REGISTER
         | IoOpcode::RESERVATION_REPORT
         | IoOpcode::RESERVATION_ACQUIRE
         | IoOpcode::RESERVATION_RELEASE => {
-            reservation::run(queue, controller, key, entry, &volume, data).await
+            reservation::run(queue, controller, key, entry, volume, data).await
         }
         _ => Err(invalid_opcode()),
     }

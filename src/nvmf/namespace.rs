@@ -66,8 +66,9 @@ pub(super) async fn volume(
         .ok_or(Status::of(StatusCode::INVALID_NAMESPACE).do_not_retry())?;
     check_ana(&subsystem, controller, namespace)?;
     let key = namespace.key.ok_or(Status::of(StatusCode::INVALID_NAMESPACE))?;
-    let volume =
-        queue.service.catalog.volume_for(key, controller.host().id).await.map_err(status::of)?;
+    // Boxed: once for each namespace, and a large future.
+    let opening = Box::pin(queue.service.catalog.volume_for(key, controller.host().id));
+    let volume = opening.await.map_err(status::of)?;
     let mut cache = queue.namespaces.borrow_mut();
     if cache.subsystem.as_ref().is_some_and(|known| Arc::ptr_eq(known, &subsystem)) {
         cache.volumes.insert(id, Rc::clone(&volume));

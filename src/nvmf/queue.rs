@@ -126,7 +126,7 @@ struct Fused {
     pair: Option<(usize, usize)>,
 }
 
-type Task = Pin<Box<dyn Future<Output = ()>>>;
+pub(super) type Task = Pin<Box<dyn Future<Output = ()>>>;
 
 pub(super) struct Queue {
     pub(super) service: Rc<Service>,
@@ -266,8 +266,9 @@ impl Queue {
         }
     }
 
-    pub(super) fn take_staged(&self) -> Vec<Task> {
-        self.staged.take()
+    /// Takes the commands that were not polled yet; `staged` is empty, and gives its room.
+    pub(super) fn swap_staged(&self, staged: &mut Vec<Task>) {
+        std::mem::swap(&mut *self.staged.borrow_mut(), staged);
     }
 
     pub(super) fn outbox(&self) -> std::cell::RefMut<'_, Outbox> {

@@ -90,8 +90,8 @@ pub struct Config {
 /// `[mount]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
-    /// The folder to mount on.
-    pub path: PathBuf,
+    /// The folder to mount on; `None` if nothing is mounted, and volumes are only exported.
+    pub path: Option<PathBuf>,
     /// Whether users other than the daemon's may enter the mount.
     pub allow_other: bool,
     /// Who owns the files; the daemon's own user if `None`.

@@ -98,12 +98,11 @@ fn start_reactors(config: &Config, arena: &DmaArena) -> anyhow::Result<Vec<React
 
 /// Tells the operator, and whoever supervises us, that the volumes can be used.
 fn announce(config: &Config, pools: &Pools) {
-    let line = format!(
-        "ready: {} at {}; control socket {}",
-        pools.summary(),
-        config.mount.path.display(),
-        config.control.socket.display()
-    );
+    let (summary, control) = (pools.summary(), config.control.socket.display());
+    let line = match &config.mount.path {
+        Some(path) => format!("ready: {summary} at {}; control socket {control}", path.display()),
+        None => format!("ready: {summary}, exported only; control socket {control}"),
+    };
     #[expect(clippy::print_stdout, reason = "the one line that a person waits for")]
     {
         println!("{line}");

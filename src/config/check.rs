@@ -38,6 +38,10 @@ const CPUS_LIMIT: i64 = 8192;
 /// Checks everything; the problems are in the file's order.
 pub(super) fn check(raw: RawConfig, text: &str) -> Result<Config, Vec<Problem>> {
     let mut checker = Checker { text, problems: Vec::new(), caches: Caches::default() };
+    if raw.mount.is_none() && raw.target.is_none() {
+        let rule = "there is neither [mount] nor [target]: nobody could reach a volume";
+        checker.refuse_section(&(0..0), "", rule);
+    }
     let mount = checker.mount(raw.mount);
     let control = checker.control(raw.control);
     let devices = checker.devices(raw.device);
@@ -151,19 +155,25 @@ impl Checker<'_> {
     }
 
     fn mount(&mut self, raw: Option<Spanned<RawMount>>) -> Option<Mount> {
-        let (section, raw) = match raw {
-            Some(raw) => (raw.span(), raw.into_inner()),
-            None => (0..0, RawMount::default()),
+        let (section, mut raw) = match raw {
+            Some(raw) => (Some(raw.span()), raw.into_inner()),
+            None => (None, RawMount::default()),
         };
-        let path = self.require(raw.path, &section, "mount.path", "the folder to mount on");
-        let path = path.and_then(|path| self.path(path, "mount.path"));
+        let path = match section {
+            Some(section) => {
+                let what = "the folder to mount on";
+                let path = self.require(raw.path.take(), &section, "mount.path", what);
+                Some(path.and_then(|path| self.path(path, "mount.path"))?)
+            }
+            None => None,
+        };
         let mode = raw.mode.as_ref().map_or(DEFAULT_FILE_MODE, |mode| *mode.get_ref());
         if let Some(key) = raw.mode.filter(|_| mode > 0o777) {
             let rule = "permission bits are from 0o000 to 0o777, such as 0o640";
             self.refuse(key.span(), "mount.mode", rule);
         }
         Some(Mount {
-            path: path?,
+            path,
             allow_other: raw.allow_other.unwrap_or(false),
             owner: raw.owner,
             group: raw.group,

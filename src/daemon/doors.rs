@@ -13,18 +13,22 @@ use super::target::TargetDoor;
 use crate::config::Config;
 use crate::control::Server;
 use crate::fuse::mount;
+use crate::fuse::notify::Notifier;
 
 /// What is open to users.
 pub(super) struct Doors {
     control: Option<Server>,
-    files: Files,
+    /// `None` if the configuration has no mount.
+    files: Option<Files>,
     target: Option<Arc<TargetDoor>>,
 }
 
 impl Doors {
     /// Refuses what could not be opened, before anything is touched.
     pub(super) fn check(config: &Config) -> anyhow::Result<()> {
-        mount::check(&config.mount.path)?;
+        if let Some(path) = &config.mount.path {
+            mount::check(path)?;
+        }
         Server::check(&config.control.socket)?;
         Ok(())
     }
@@ -63,10 +67,10 @@ impl Doors {
         pools: &Arc<Pools>,
     ) -> anyhow::Result<Server> {
         let local = sites[0].run(|site| async move { site.catalog.directory().hosts().local() })?;
+        let notifier = self.files.as_ref().map_or(Ok(Notifier::nobody()), Files::notifier)?;
         let mount = Mounted {
-            path: config.mount.path.clone(),
-            transport: self.files.transport().clone(),
-            notifier: self.files.notifier()?,
+            at: self.files.as_ref().map(|files| (files.path(), files.transport().clone())),
+            notifier,
             write_back: files::writes_back(config),
             host_nqn: hosts::nqn(config, local),
         };
@@ -81,6 +85,6 @@ impl Doors {
             control.stop();
         }
         let target = self.target.map_or(Ok(()), |target| target.close(sites));
-        self.files.close(sites).and(target)
+        self.files.map_or(Ok(()), |files| files.close(sites)).and(target)
     }
 }

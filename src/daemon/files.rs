@@ -1,6 +1,7 @@
 //! Serving the mount: by which transport, on which reactors, until when.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,6 +51,7 @@ pub(super) struct TransportInUse {
 /// How much DMA memory the queues of the mount will take.
 pub(super) fn queue_memory(config: &Config) -> ByteCount {
     match config.mount.transport {
+        _ if config.mount.path.is_none() => ByteCount(0),
         config::Transport::DevFuse => ByteCount(0),
         config::Transport::Auto | config::Transport::IoUring => Shape::of(possible_cpus()).memory(),
     }
@@ -62,10 +64,14 @@ pub(super) fn writes_back(config: &Config) -> bool {
 }
 
 impl Files {
-    /// Mounts, and serves the mount on every reactor.
-    pub(super) fn open(config: &Config, sites: &[ReactorThread<Site>]) -> anyhow::Result<Self> {
+    /// Mounts, and serves the mount on every reactor; `None` if there is none to be.
+    pub(super) fn open(
+        config: &Config,
+        sites: &[ReactorThread<Site>],
+    ) -> anyhow::Result<Option<Self>> {
+        let Some(path) = &config.mount.path else { return Ok(None) };
         let options = MountOptions {
-            path: config.mount.path.clone(),
+            path: path.clone(),
             access: if config.mount.allow_other { Access::Everybody } else { Access::Owner },
             transport: match config.mount.transport {
                 config::Transport::Auto => Transport::Auto,
@@ -83,7 +89,12 @@ impl Files {
             return Err(error);
         }
         files.announce();
-        Ok(files)
+        Ok(Some(files))
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> PathBuf {
+        self.mount.path().to_owned()
     }
 
     /// A way to tell the kernel what other doors changed.

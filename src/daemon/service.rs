@@ -58,10 +58,10 @@ pub(super) struct DaemonService {
     started: Instant,
 }
 
-/// The mount.
+/// The mount, if there is one.
 pub(super) struct Mounted {
-    pub(super) path: PathBuf,
-    pub(super) transport: TransportInUse,
+    /// Where, and how requests come.
+    pub(super) at: Option<(PathBuf, TransportInUse)>,
     /// Tells the kernel what was changed by other doors.
     pub(super) notifier: Notifier,
     /// Whether the kernel keeps the sizes of files that are open.

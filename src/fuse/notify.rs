@@ -19,7 +19,7 @@ const INVAL_ENTRY: i32 = 3;
 
 /// A way to tell the kernel. Clones are the same.
 #[derive(Clone)]
-pub struct Notifier(Arc<File>);
+pub struct Notifier(Option<Arc<File>>);
 
 impl Notifier {
     /// By the connection of a mount.
@@ -27,7 +27,13 @@ impl Notifier {
     /// # Errors
     /// The system's.
     pub fn new(connection: &Connection) -> io::Result<Self> {
-        Ok(Self(connection.file()?))
+        Ok(Self(Some(connection.file()?)))
+    }
+
+    /// Where nothing is mounted, there is nobody to tell.
+    #[must_use]
+    pub fn nobody() -> Self {
+        Self(None)
     }
 
     /// Size or attributes of a pool or a volume have changed.
@@ -66,10 +72,11 @@ impl Notifier {
     }
 
     fn send(&self, code: i32, body: &[u8]) {
+        let Some(connection) = &self.0 else { return };
         let len = u32::try_from(size_of::<OutHeader>() + body.len()).unwrap_or(u32::MAX);
         let header = OutHeader { len, error: code, unique: 0 };
         let message = [header.as_bytes(), body].concat();
-        if let Err(error) = (&*self.0).write(&message)
+        if let Err(error) = (&**connection).write(&message)
             // It remembers nothing of it; the mount is gone.
             && !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENOTDIR))
         {

@@ -52,7 +52,7 @@ fn check(from: &str, to: &str, expected: &str) {
 #[test]
 fn the_example_is_the_quick_start() {
     let config = parse(EXAMPLE).unwrap();
-    assert_eq!(config.mount.path, Path::new("mount/volumes"));
+    assert_eq!(config.mount.path.as_deref(), Some(Path::new("mount/volumes")));
     assert_eq!(config.control.socket, Path::new("var/lvolfs.sock"));
     let [device] = config.devices.as_slice() else { panic!("{:?}", config.devices) };
     let image = Image {
@@ -191,7 +191,7 @@ format = "json"
 "#;
     let config = parse(text).unwrap();
     let mount = &config.mount;
-    assert!(mount.allow_other && mount.path == Path::new("/srv/volumes"));
+    assert!(mount.allow_other && mount.path.as_deref() == Some(Path::new("/srv/volumes")));
     assert_eq!((mount.owner, mount.group, mount.mode), (Some(1000), Some(100), 0o640));
     let address: PciAddress = "0000:01:00.0".parse().unwrap();
     let expected = [
@@ -307,8 +307,13 @@ fn what_is_not_toml_is_refused() {
 fn missing_keys_are_named() {
     check(
         "[mount]\npath = \"mnt\"",
-        "",
+        "[mount]",
         "c.toml:1: mount: the key \"path\" is missing: the folder to mount on",
+    );
+    check(
+        "[mount]\npath = \"mnt\"",
+        "",
+        "c.toml:1: there is neither [mount] nor [target]: nobody could reach a volume",
     );
     check(
         "driver = \"file\"",

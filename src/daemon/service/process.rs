@@ -72,12 +72,17 @@ impl ProcessMethods for DaemonService {
                     counters: site.reactor.clone(),
                 })
                 .collect(),
-            mounts: vec![MountStatus {
-                path: self.mount.path.clone(),
-                transport: self.mount.transport.name.to_owned(),
-                transport_note: self.mount.transport.note.clone(),
-                counters: total(sites.iter().map(|site| site.files.clone())),
-            }],
+            mounts: self
+                .mount
+                .at
+                .iter()
+                .map(|(path, transport)| MountStatus {
+                    path: path.clone(),
+                    transport: transport.name.to_owned(),
+                    transport_note: transport.note.clone(),
+                    counters: total(sites.iter().map(|site| site.files.clone())),
+                })
+                .collect(),
             pools: pools
                 .iter()
                 .map(|pool| self.pool_status(pool, &sites))

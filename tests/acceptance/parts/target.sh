@@ -69,6 +69,18 @@ target_control() {
     daemon_start
     cli target list | grep pool0/demo
     daemon_stop
+    # Nothing needs to be mounted to export; but one of the two there must be.
+    sed -i '/^\[mount\]/,/^\[/{/^\[control\]/!d}' config.toml
+    daemon_start
+    daemon_said 'ready: .* exported only'
+    is_not_mounted mount/volumes || fail "mounted without being asked to"
+    cli status --json | jq -e '.mounts == []'
+    cli target list | grep pool0/demo
+    cli volume create pool0/third 16MiB
+    cli volume delete pool0/third
+    daemon_stop
+    sed -i '/^\[target\]/,$d' config.toml
+    daemon_refuses 'neither \[mount\] nor \[target\]'
 }
 
 target_host() {

@@ -33,6 +33,7 @@ use crate::spec::fabrics::SglKind;
 use crate::spec::status::{Status, StatusCode};
 use crate::units::QueueId;
 use budget::{Budget, Permit};
+use fused::Fused;
 pub(super) use outbox::{Outbox, Reply};
 
 /// What a command came to.
@@ -118,14 +119,6 @@ pub(super) enum Landing {
     Nowhere,
 }
 
-/// The half of a fused operation that came last, if it was a first one.
-#[derive(Clone, Copy, Default)]
-struct Fused {
-    first: Option<usize>,
-    /// First and second.
-    pair: Option<(usize, usize)>,
-}
-
 pub(super) type Task = Pin<Box<dyn Future<Output = ()>>>;
 
 pub(super) struct Queue {
@@ -138,7 +131,7 @@ pub(super) struct Queue {
     flow_control: Cell<bool>,
     head: Cell<u32>,
     commands: RefCell<Slab<Command>>,
-    fused: Cell<Fused>,
+    fused: RefCell<Fused>,
     budget: Rc<Budget>,
     outbox: RefCell<Outbox>,
     staged: RefCell<Vec<Task>>,
@@ -171,7 +164,7 @@ impl Queue {
             flow_control: Cell::new(true),
             head: Cell::new(0),
             commands: RefCell::default(),
-            fused: Cell::default(),
+            fused: RefCell::default(),
             budget: Budget::new(CONNECTION_MEMORY),
             outbox: RefCell::default(),
             staged: RefCell::default(),
@@ -245,6 +238,10 @@ impl Queue {
         if self.stop.get() != Some(Stop::Drop) {
             self.stop.set(Some(stop));
         }
+        // For these nothing comes any more, and others wait for the memory that they hold.
+        self.commands.borrow_mut().retain(|_, command| {
+            matches!(command.state, State::Waiting | State::Running | State::Aborted)
+        });
         self.wake();
     }
 
@@ -356,7 +353,11 @@ impl Queue {
     fn collect(&self, key: usize, buffer: DmaBuffer, asked: bool) {
         let since = self.service.reactor.now();
         if let Some(command) = self.commands.borrow_mut().get_mut(key) {
-            command.state = State::Collecting { buffer, received: 0, asked, since };
+            command.state = match command.state {
+                // While it waited for memory; the data in its capsule still comes.
+                State::Aborted => State::Swallowing { left: buffer.len() },
+                _ => State::Collecting { buffer, received: 0, asked, since },
+            };
         }
     }
 
@@ -369,7 +370,7 @@ impl Queue {
             let command_id = {
                 let mut commands = queue.commands.borrow_mut();
                 let Some(command) = commands.get_mut(key) else { return };
-                if matches!(command.state, State::Aborted) {
+                if matches!(command.state, State::Aborted) || queue.stopped().is_some() {
                     commands.remove(key);
                     return;
                 }
@@ -468,6 +469,9 @@ impl Queue {
         let entry = self.commands.borrow().get(key).map(|command| command.entry);
         if let Some(entry) = entry {
             self.reply(&entry, Outcome::failure(code), None);
+            if entry.fused() != 0 {
+                self.part(key);
+            }
         }
     }
 
@@ -480,6 +484,9 @@ impl Queue {
             && !matches!(command.state, State::Aborted)
         {
             self.reply(&command.entry, outcome, command.permit);
+            if command.entry.fused() != 0 {
+                self.part(key);
+            }
         }
     }
 

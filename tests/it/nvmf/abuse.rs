@@ -216,3 +216,27 @@ fn hosts_may_leave_at_any_time() {
         io.plain(SubmissionEntry::flush(ONE)).await.ok();
     });
 }
+
+/// What waits for memory that other commands of the connection hold ends with the connection.
+#[test]
+fn a_host_leaves_while_its_commands_wait_for_memory() {
+    with_rig(async |rig| {
+        let free = rig.served.arena.free();
+        for reads in [false, true] {
+            let mut host = rig.connect().await;
+            // The first ones may send their data, and do not; the others are not asked yet.
+            for at in 0..6 {
+                host.io.submit(write(at, 256), &pattern(0, 256), 0).await;
+            }
+            if reads {
+                host.io.submit(read(0, 256), &[], 1 << 20).await;
+            }
+            rig.served.reactor.sleep(Duration::from_millis(10)).await;
+            assert!(rig.served.arena.free() < free, "some hold memory");
+            drop(host);
+            rig.served.reactor.sleep(Duration::from_secs(1)).await;
+            assert_eq!(rig.service.connections(), 0);
+            assert_eq!(rig.served.arena.free(), free, "reads: {reads}");
+        }
+    });
+}

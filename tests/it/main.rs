@@ -21,6 +21,7 @@ mod lvolstore;
 mod nvme;
 mod nvmf;
 mod pools;
+mod power;
 mod reservations;
 mod service;
 mod tidy;

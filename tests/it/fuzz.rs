@@ -5,8 +5,13 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-#[path = "../../fuzz/entries.rs"]
+use super::nvmf::commands;
+use super::power::Told;
+
+#[path = "../fuzz/entries.rs"]
 mod entries;
+#[path = "../fuzz/pdus.rs"]
+mod pdus;
 
 /// Mutations of the corpus that each target gets.
 const SEEDS: u64 = 300;
@@ -74,18 +79,6 @@ fn run(target: &str, entry: fn(&[u8])) {
     }
 }
 
-/// Says where it happened, if it does.
-struct Told(String);
-
-impl Drop for Told {
-    #[expect(clippy::print_stderr, reason = "a failing test says where it failed")]
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("failed at {}", self.0);
-        }
-    }
-}
-
 #[test]
 fn super_blocks_are_survived() {
     run("super_block", entries::super_block);
@@ -109,4 +102,14 @@ fn images_are_checked_without_a_panic() {
 #[test]
 fn images_are_opened_without_a_panic() {
     run("open", entries::open);
+}
+
+#[test]
+fn pdus_are_read_the_same_in_any_pieces() {
+    run("pdu", pdus::pdu);
+}
+
+#[test]
+fn hosts_get_answers_and_leave_nothing_behind() {
+    run("commands", commands::commands);
 }

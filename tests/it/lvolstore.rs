@@ -4,7 +4,6 @@ mod bench;
 mod check;
 mod exhaustive;
 mod external;
-mod fuzz;
 mod golden_images;
 mod grow;
 mod image;

@@ -15,6 +15,7 @@ mod fuse_mount;
 mod fuse_operations;
 mod fuse_power_cut;
 mod fuse_wire;
+mod fuzz;
 mod golden;
 mod lvol_format;
 mod lvolstore;

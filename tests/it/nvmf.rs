@@ -3,6 +3,9 @@
 
 mod abuse;
 mod admin;
+#[path = "../fuzz/commands.rs"]
+pub(crate) mod commands;
+pub(crate) mod exported;
 mod fabrics;
 pub(crate) mod host;
 mod io;

@@ -1,33 +1,28 @@
 //! A target with two volumes, and hosts for it.
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use lvolfs::block::AnyDevice;
-use lvolfs::nvmf::model::{Listener, Model, NewNamespace, NewSubsystem};
+use lvolfs::nvmf::model::Model;
 use lvolfs::nvmf::pdu::Digests;
 use lvolfs::nvmf::service::Service;
-use lvolfs::nvmf::target::{Peer, Target};
+use lvolfs::nvmf::target::Target;
 use lvolfs::reactor::{Reactor, ReactorOptions};
 use lvolfs::units::{BlockSize, ByteCount};
-use lvolfs::volume::{Catalog, Entry, NewVolume};
+use lvolfs::volume::{Catalog, Entry};
 
+use super::exported::{self, Exported, Source};
+pub(super) use super::exported::{HOST, SUBSYSTEM, local};
 use super::host::{Host, Identity};
-use super::pipe::{self, Pipe};
+use super::pipe::Pipe;
 use crate::fuse_operations::{Served, memory_device};
 
-pub(super) const SUBSYSTEM: &str = "nqn.2026-11.io.lvolfs:test";
-pub(super) const HOST: &str = "nqn.2026-11.io.lvolfs:host";
 pub(super) const STRANGER: &str = "nqn.2026-11.io.lvolfs:stranger";
 /// Blocks of a volume.
 pub(super) const BLOCKS: u64 = 1024;
 pub(super) const BLOCK: usize = 4096;
-
-pub(super) fn local() -> SocketAddr {
-    "127.0.0.1:4420".parse().unwrap()
-}
 
 pub(super) struct Rig {
     pub(super) served: Served,
@@ -71,43 +66,17 @@ impl Rig {
     /// A target for what is served; the volumes are made unless they are there.
     pub(super) async fn of(served: Served) -> Self {
         let reactor = &Rc::clone(&served.reactor);
-        let catalog = Rc::new(Catalog::new(reactor, &served.arena, &served.directory));
-        let channel = served.device.channel(reactor, &served.arena).unwrap();
-        catalog.attach(&served.pool, served.store(), channel).await.unwrap();
-        let model = Arc::new(Model::new(1, None));
-        let subsystem = NewSubsystem { ana_reporting: true, ..NewSubsystem::named(SUBSYSTEM) };
-        model.create_subsystem(subsystem).unwrap();
-        model.add_host(SUBSYSTEM, HOST).unwrap();
-        let listener =
-            Listener { address: local(), state: Default::default(), groups: Default::default() };
-        model.add_listener(SUBSYSTEM, listener).unwrap();
-        let mut volumes = Vec::new();
-        for name in ["one", "two"] {
-            let new = NewVolume {
-                name: name.to_owned(),
-                size: ByteCount(BLOCKS * BLOCK as u64),
-                thin: true,
-                uuid: None,
-                attributes: None,
-            };
-            let entry = match served.directory.find_volume(served.pool.key(), name) {
-                Some(entry) => entry,
-                None => catalog.create(&served.pool, new).await.unwrap(),
-            };
-            let new = NewNamespace::of("p", entry.uuid(), Some(entry.key()));
-            model.add_namespace(SUBSYSTEM, new).unwrap();
-            volumes.push(entry);
-        }
-        let target = Target::new(Arc::clone(&model));
-        let told = Arc::clone(&target);
-        model.subscribe(move |change| told.changed(change));
-        let told = Arc::clone(&target);
-        let listener = move |entry: &Arc<Entry>, notifications: &[_]| {
-            told.reservations_changed(entry.key(), notifications);
+        let source = Source {
+            reactor,
+            arena: &served.arena,
+            directory: &served.directory,
+            pool: &served.pool,
+            store: served.store(),
+            channel: served.device.channel(reactor, &served.arena).unwrap(),
         };
-        served.directory.hosts().listen(Arc::new(listener));
-        let service = Service::new(&catalog, &target);
-        target.add_service(reactor.keep(Rc::clone(&service)));
+        let size = ByteCount(BLOCKS * BLOCK as u64);
+        let Exported { catalog, model, target, service, volumes } =
+            Exported::new(source, &["one", "two"], size).await;
         Self { served, catalog, model, target, service, volumes }
     }
 
@@ -117,10 +86,7 @@ impl Rig {
 
     /// The host's end of a new connection.
     pub(super) fn stream(&self) -> Pipe {
-        let (ours, theirs) = pipe::pair();
-        let peer = Peer { local: local(), remote: "127.0.0.1:5000".parse().unwrap() };
-        self.service.serve(theirs, peer);
-        ours
+        exported::connect(&self.service)
     }
 
     pub(super) async fn initialized(&self) -> Host<Pipe> {

@@ -1,67 +1,23 @@
-//! The file in which a namespace's state outlives a power loss, and how it is replaced.
-//!
-//! A store has these steps, each of which must succeed before the next begins:
-//! 1. Make an empty file beside the state file, `NAME.tmp`.
-//! 2. Write the new state to it.
-//! 3. Make it durable (`fsync`). Until here the state file is the old one.
-//! 4. Rename it over the state file. From here on it is the new one, if the machine stays up.
-//! 5. Make the rename durable (`fsync` of the folder).
-//!
-//! A crash at any point leaves the old state or the new one, whole. If step 5 fails, either may be
-//! found after a power loss; the store fails, and the next one writes whatever it has to say.
+//! The file in which a namespace's state outlives a power loss. It is replaced as a whole (see
+//! [`replacement`](super::replacement)): a crash at any point leaves the old state or the new one.
+//! A store whose last step fails fails, and the next one writes whatever it has to say.
 //!
 //! Everything here blocks on the file system: never call it on a reactor.
 
-use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
 use super::persistence::{Damage, MAX_BYTES, decode, encode};
+use super::replacement::{
+    self, Injected, ReplaceError, Step, beside, folder_of, replace, sync_folder,
+};
 use super::state::Reservations;
 
 /// The most damaged files of one namespace that are kept beside it.
 const MAX_SET_ASIDE: u32 = 1000;
-
-/// A step of a store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Make the temporary file.
-    CreateTemporary,
-    /// Write the state to it.
-    WriteTemporary,
-    /// Make it durable.
-    SyncTemporary,
-    /// Rename it over the state file.
-    Rename,
-    /// Make the rename durable.
-    SyncFolder,
-}
-
-impl Step {
-    /// The steps in their order.
-    pub const ALL: [Self; 5] = [
-        Self::CreateTemporary,
-        Self::WriteTemporary,
-        Self::SyncTemporary,
-        Self::Rename,
-        Self::SyncFolder,
-    ];
-}
-
-/// What a test makes of a step before it is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Injected {
-    /// It is done.
-    Nothing,
-    /// It fails.
-    Error(io::ErrorKind),
-    /// The process is killed: this step is not done, and nothing is tidied up.
-    Kill,
-}
 
 /// Why a state was not stored.
 #[derive(Debug, thiserror::Error)]
@@ -118,13 +74,13 @@ pub struct StateFile {
 }
 
 impl StateFile {
-    /// Makes `folder` and those above it, for the owner alone, unless it is there.
+    /// Makes `folder` and those above it, for the owner alone, unless they are there.
     ///
     /// # Errors
     /// [`StoreError::Folder`].
     pub fn create_folder(folder: &Path) -> Result<(), StoreError> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.map_err(|source| StoreError::Folder { path: folder.to_owned(), source })
+        replacement::create_folder(folder)
+            .map_err(|source| StoreError::Folder { path: folder.to_owned(), source })
     }
 
     /// Reads the state of `volume` from `path`. A file that is not there, in a folder that is,
@@ -173,29 +129,26 @@ impl StateFile {
     pub fn store_with(
         &mut self,
         state: &Reservations,
-        mut hook: impl FnMut(Step) -> Injected,
+        hook: impl FnMut(Step) -> Injected,
     ) -> Result<(), StoreError> {
         if self.holds(state) {
             return Ok(());
         }
         let bytes = encode(state, self.volume);
-        let mut replacement = Replacement::new(&self.path, &bytes);
-        for step in Step::ALL {
-            let done = match hook(step) {
-                Injected::Nothing => replacement.perform(step),
-                Injected::Error(kind) => Err(kind.into()),
-                Injected::Kill => return Err(StoreError::Killed { step }),
-            };
-            if step == Step::Rename {
+        replace(&self.path, &bytes, hook).map_err(|error| {
+            let (ReplaceError::Step { step, .. } | ReplaceError::Killed { step }) = error;
+            if matches!(step, Step::Rename | Step::SyncFolder) {
                 // Until the folder is durable, nothing is known. A rename that fails may have
                 // happened, on a network file system.
                 self.durable = None;
             }
-            if let Err(source) = done {
-                replacement.abandon();
-                return Err(StoreError::Step { path: self.path.clone(), step, source });
+            match error {
+                ReplaceError::Step { step, source } => {
+                    StoreError::Step { path: self.path.clone(), step, source }
+                }
+                ReplaceError::Killed { step } => StoreError::Killed { step },
             }
-        }
+        })?;
         self.durable = Some(bytes);
         Ok(())
     }
@@ -244,61 +197,6 @@ impl StateFile {
         }
         Err(failed(io::ErrorKind::AlreadyExists.into()))
     }
-}
-
-/// A new state on its way into a file.
-struct Replacement<'a> {
-    path: &'a Path,
-    bytes: &'a [u8],
-    temporary: PathBuf,
-    file: Option<File>,
-}
-
-impl<'a> Replacement<'a> {
-    fn new(path: &'a Path, bytes: &'a [u8]) -> Self {
-        Self { path, bytes, temporary: beside(path, "tmp"), file: None }
-    }
-
-    fn perform(&mut self, step: Step) -> io::Result<()> {
-        match (step, &mut self.file) {
-            (Step::CreateTemporary, file) => {
-                // One that a crash has left is overwritten. Keys are nobody else's business.
-                let mut options = OpenOptions::new();
-                let options = options.write(true).create(true).truncate(true).mode(0o600);
-                *file = Some(options.open(&self.temporary)?);
-                Ok(())
-            }
-            (Step::WriteTemporary, Some(file)) => file.write_all(self.bytes),
-            (Step::SyncTemporary, Some(file)) => file.sync_all(),
-            (Step::Rename, Some(_)) => fs::rename(&self.temporary, self.path),
-            (Step::SyncFolder, Some(_)) => sync_folder(self.path),
-            (_, None) => unreachable!("the first step makes the file"),
-        }
-    }
-
-    /// Tidies up after a step that failed. What is left over does no harm, so an error is not
-    /// worth more than the one that led here.
-    fn abandon(self) {
-        let _ = fs::remove_file(&self.temporary);
-    }
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(".");
-    name.push(suffix);
-    name.into()
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
-fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(folder_of(path))?.sync_all()
 }
 
 /// The bytes of the file at `path`, none if there is no file; at most one more than a state has.

@@ -14,3 +14,4 @@ mod reservations;
 mod reservations_random;
 mod rig;
 mod sequences;
+mod state_file;

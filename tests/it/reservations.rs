@@ -1,7 +1,7 @@
 //! Reservations against the specification's tables, an obvious model, SPDK's files, and crashes.
 
 mod doors;
-mod files;
+pub(crate) mod files;
 pub(crate) mod model;
 mod power_cut;
 mod preempt;

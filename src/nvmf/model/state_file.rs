@@ -1,24 +1,19 @@
-//! The file in which what was changed at run time outlives a restart, and how it is replaced.
+//! The file in which what was changed at run time outlives a restart. It is replaced as a whole
+//! (see [`replacement`](crate::reservation::replacement)), in a folder that the first change makes:
+//! a crash at any point leaves the old state or the new one.
 //!
-//! A store has these steps, each of which must succeed before the next begins:
-//! 1. Make the folder, if it is not there.
-//! 2. Write the new state to `target.json.tmp` beside the state file.
-//! 3. Make it durable (`fsync`). Until here the state file is the old one.
-//! 4. Rename it over the state file.
-//! 5. Make the rename durable (`fsync` of the folder).
-//!
-//! A crash at any point leaves the old state or the new one, whole. The file carries a checksum of
-//! its state: one that is damaged, or was changed by hand, is never taken for what was meant.
+//! The file carries a checksum of its state: one that is damaged, or was changed by hand, is never
+//! taken for what was meant.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Exports, Keeper};
+use crate::reservation::replacement::{self, Injected, ReplaceError, Step, replace};
 
 /// The file's name in its folder.
 pub const FILE_NAME: &str = "target.json";
@@ -95,34 +90,52 @@ impl StateFile {
         decode(&text).map(Some)
     }
 
-    /// The five steps.
-    fn store(&self, text: &[u8]) -> io::Result<()> {
+    /// Keeps `exports`, asking `hook` before each step of the replacement.
+    ///
+    /// # Errors
+    /// What was kept before is kept still, except after [`Step::SyncFolder`], when it may be
+    /// either.
+    pub fn keep_with(
+        &self,
+        exports: &Exports,
+        hook: impl FnMut(Step) -> Injected,
+    ) -> Result<(), NotStored> {
+        let text = encode(&self.declared, exports)?;
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        // 1.
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        // 2.
-        let temporary = self.path.with_extension("json.tmp");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(text)?;
-        // 3.
-        file.sync_all()?;
-        // 4.
-        fs::rename(&temporary, &self.path)?;
-        // 5.
-        File::open(folder)?.sync_all()
+        let named = |source| NotStored::Folder { path: folder.to_owned(), source };
+        replacement::create_folder(folder).map_err(named)?;
+        let named = |source| NotStored::File { path: self.path.clone(), source };
+        replace(&self.path, &text, hook).map_err(named)
     }
+}
+
+/// Why a state was not kept.
+#[derive(Debug, thiserror::Error)]
+pub enum NotStored {
+    /// The folder could not be made.
+    #[error("cannot make the folder {}: {source}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file could not be replaced.
+    #[error("cannot replace {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ReplaceError,
+    },
+    /// The state has no text.
+    #[error("the state cannot be written: {0}")]
+    Form(#[from] serde_json::Error),
 }
 
 impl Keeper for StateFile {
     fn keep(&self, exports: &Exports) -> Result<(), String> {
-        let kept = Kept { declared: self.declared.clone(), exports: exports.clone() };
-        let stored = encode(&kept).and_then(|text| self.store(&text));
-        stored.map_err(|error| format!("{}: {error}", self.path.display()))
+        self.keep_with(exports, |_| Injected::Nothing).map_err(|error| error.to_string())
     }
 }
 
@@ -136,8 +149,11 @@ impl Keeper for Fence {
     }
 }
 
-fn encode(kept: &Kept) -> io::Result<Vec<u8>> {
-    let state = serde_json::to_value(kept)?;
+fn encode(declared: &Exports, exports: &Exports) -> serde_json::Result<Vec<u8>> {
+    let state = json!({
+        "declared": serde_json::to_value(declared)?,
+        "exports": serde_json::to_value(exports)?,
+    });
     let crc32c = checksum(&state);
     let mut text =
         serde_json::to_vec_pretty(&json!({"version": VERSION, "crc32c": crc32c, "state": state}))?;

@@ -15,6 +15,7 @@ mod cache;
 mod check;
 mod error;
 mod identity;
+mod mount;
 mod name;
 mod pci;
 mod raw;
@@ -26,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::error::{ConfigError, Problem};
+pub use self::mount::{DEFAULT_FILE_MODE, Mount, Transport};
 pub use self::name::{NAME_BYTES_LIMIT, NameError, VolumeName, check_name};
 pub use self::pci::PciAddress;
 pub use self::target::{Namespace, Subsystem, Target};
@@ -61,8 +63,6 @@ pub const DEFAULT_IO_TIMEOUT: Duration = Duration::from_secs(30);
 pub const DEFAULT_DMA_MEMORY: ByteCount = ByteCount(32 << 20);
 /// Where the target keeps what is changed while it runs, unless the file says otherwise.
 pub const DEFAULT_STATE_DIR: &str = "var/target";
-/// Permission bits of the volumes' files unless the file says otherwise.
-pub const DEFAULT_FILE_MODE: u32 = 0o600;
 
 /// A whole configuration, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,25 +87,6 @@ pub struct Config {
     pub log: Log,
 }
 
-/// `[mount]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
-    /// The folder to mount on; `None` if nothing is mounted, and volumes are only exported.
-    pub path: Option<PathBuf>,
-    /// Whether users other than the daemon's may enter the mount.
-    pub allow_other: bool,
-    /// Who owns the files; the daemon's own user if `None`.
-    pub owner: Option<u32>,
-    /// The files' group; the daemon's own if `None`.
-    pub group: Option<u32>,
-    /// Permission bits of the volumes' files, at most `0o777`.
-    pub mode: u32,
-    /// How requests come from the kernel.
-    pub transport: Transport,
-    /// Whether the kernel may keep what is written, of volumes that do not say otherwise.
-    pub cache: Cache,
-}
-
 /// Whether the kernel may keep what is written to a volume's file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -115,19 +96,6 @@ pub enum Cache {
     Direct,
     /// Yes: in its page cache, until a flush or until it sees fit.
     Writeback,
-}
-
-/// How the mount's requests come from the kernel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Transport {
-    /// By FUSE over io_uring where the kernel offers it, else by `/dev/fuse`.
-    #[default]
-    Auto,
-    /// By FUSE over io_uring, or not at all.
-    IoUring,
-    /// By `/dev/fuse`.
-    DevFuse,
 }
 
 /// `[control]`

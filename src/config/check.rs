@@ -11,14 +11,14 @@ use toml::Spanned;
 use super::cache::Caches;
 use super::error::Problem;
 use super::raw::{
-    Key, RawConfig, RawControl, RawCores, RawDevice, RawDriver, RawMount, RawOnFull, RawPool,
-    RawPtpl, RawReactor, RawReservations, RawVolume, RawWait, Size,
+    Key, RawConfig, RawControl, RawCores, RawDevice, RawDriver, RawOnFull, RawPool, RawPtpl,
+    RawReactor, RawReservations, RawVolume, RawWait, Size,
 };
 use super::{
     Config, Control, Cores, DEFAULT_CLUSTER_SIZE, DEFAULT_COMMIT_INTERVAL, DEFAULT_DMA_MEMORY,
-    DEFAULT_FILE_MODE, DEFAULT_IO_TIMEOUT, DEFAULT_RESERVATIONS, DEFAULT_SOCKET, Device, Driver,
-    Image, Log, Mount, NQN_BYTES_LIMIT, Pool, Ptpl, REACTORS_LIMIT, Reactor, Reservations,
-    SOCKET_PATH_BYTES_LIMIT, Volume, VolumeName, Wait, check_name,
+    DEFAULT_IO_TIMEOUT, DEFAULT_RESERVATIONS, DEFAULT_SOCKET, Device, Driver, Image, Log,
+    NQN_BYTES_LIMIT, Pool, Ptpl, REACTORS_LIMIT, Reactor, Reservations, SOCKET_PATH_BYTES_LIMIT,
+    Volume, VolumeName, Wait, check_name,
 };
 use crate::spec::reservation::HostId;
 use crate::units::{BlockSize, ByteCount, NamespaceId};
@@ -152,35 +152,6 @@ impl Checker<'_> {
                 true
             }
         }
-    }
-
-    fn mount(&mut self, raw: Option<Spanned<RawMount>>) -> Option<Mount> {
-        let (section, mut raw) = match raw {
-            Some(raw) => (Some(raw.span()), raw.into_inner()),
-            None => (None, RawMount::default()),
-        };
-        let path = match section {
-            Some(section) => {
-                let what = "the folder to mount on";
-                let path = self.require(raw.path.take(), &section, "mount.path", what);
-                Some(path.and_then(|path| self.path(path, "mount.path"))?)
-            }
-            None => None,
-        };
-        let mode = raw.mode.as_ref().map_or(DEFAULT_FILE_MODE, |mode| *mode.get_ref());
-        if let Some(key) = raw.mode.filter(|_| mode > 0o777) {
-            let rule = "permission bits are from 0o000 to 0o777, such as 0o640";
-            self.refuse(key.span(), "mount.mode", rule);
-        }
-        Some(Mount {
-            path,
-            allow_other: raw.allow_other.unwrap_or(false),
-            owner: raw.owner,
-            group: raw.group,
-            mode,
-            transport: raw.transport,
-            cache: self.caches.set_default(raw.cache),
-        })
     }
 
     fn control(&mut self, raw: RawControl) -> Control {

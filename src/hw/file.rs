@@ -93,6 +93,19 @@ pub fn size_of(file: &File) -> io::Result<u64> {
     }
 }
 
+/// How many names a file has, and how many bytes. Its times are not asked for, as `fstat(2)` does:
+/// once it has told them, the system gives the next write a time of its own, and the next flush
+/// has the inode to write as well.
+fn names_and_bytes(file: &File) -> io::Result<(u32, u64)> {
+    // SAFETY: a `statx` is plain numbers, for which zeros are valid.
+    let mut told: libc::statx = unsafe { std::mem::zeroed() };
+    let (descriptor, mask) = (file.as_raw_fd(), libc::STATX_NLINK | libc::STATX_SIZE);
+    // SAFETY: an open descriptor, an empty path, and an owned structure that the call fills.
+    let result =
+        unsafe { libc::statx(descriptor, c"".as_ptr(), libc::AT_EMPTY_PATH, mask, &raw mut told) };
+    if result == 0 { Ok((told.stx_nlink, told.stx_size)) } else { Err(io::Error::last_os_error()) }
+}
+
 /// What became of an open file behind our back: what is written to it now is in no file that
 /// anybody can open later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -152,11 +165,10 @@ impl Kept {
         let Some((named, wanted)) = &self.regular else {
             return Ok(());
         };
-        let (metadata, wanted) = (file.metadata()?, wanted.load(Ordering::Relaxed));
-        if *named && metadata.nlink() == 0 {
+        let ((names, actual), wanted) = (names_and_bytes(file)?, wanted.load(Ordering::Relaxed));
+        if *named && names == 0 {
             return Err(io::Error::new(io::ErrorKind::NotFound, TakenAway::Deleted));
         }
-        let actual = metadata.len();
         if actual < wanted {
             let cut = TakenAway::Cut { actual, wanted };
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, cut));

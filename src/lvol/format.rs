@@ -51,7 +51,7 @@ pub use journal::{
 };
 pub use layout::{Layout, LayoutError, LayoutOptions, Medium, Region};
 pub use lvolstore::VolumeName;
-pub use page::{Descriptor, Descriptors, Page, PageKind, PageProblem, claims_root};
+pub use page::{Descriptor, Descriptors, Page, PageKind, PageProblem, claims_root, names_blob};
 pub use reader::{BlobError, BlobReader, Oddity, ReadBlob};
 pub use super_block::{SuperBlock, SuperBlockError};
 pub use writer::EncodeError;

@@ -36,7 +36,7 @@ use super::error::{Damage, Error};
 use super::format::{
     BitSet, Blob, BlobError, BlobReader, ClusterMap, ExtentPage, Layout, Mapping, MaskKind,
     PageBytes, PageKind, PageProblem, SuperBlock, SuperBlockError, blob_id, claims_root,
-    decode_mask, is_torn_journal, lvolstore, mask_bytes, names_journal, root_page,
+    decode_mask, is_torn_journal, lvolstore, mask_bytes, names_blob, names_journal, root_page,
 };
 use super::journal::OwnJournal;
 use super::metadata_io::{MetadataIo, medium};
@@ -196,6 +196,10 @@ async fn scan<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout) -> Result<Sca
 
 impl Scan {
     fn note(&mut self, layout: &Layout, page: PageIndex, bytes: &PageBytes) {
+        // Before anything else, so that of a blank slot one cache line is touched.
+        if !names_blob(bytes) {
+            return;
+        }
         match PageKind::classify(page, bytes) {
             PageKind::Root(root) => {
                 self.roots.push(page);
@@ -205,7 +209,7 @@ impl Scan {
             }
             PageKind::Extent(extent) => self.extents.entry(extent.blob()).or_default().push(page),
             PageKind::Chain(_) => {}
-            PageKind::Invalid(PageProblem::Erased) | PageKind::Misplaced(_) => return,
+            PageKind::Misplaced(_) => return,
             PageKind::Invalid(problem) => {
                 if claims_root(page, bytes) && !is_torn_journal(layout, page, bytes) {
                     self.broken_roots.push((page, problem));

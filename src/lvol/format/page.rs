@@ -14,7 +14,7 @@ use super::raw::{
     RawDescriptorHeader, RawExtentPage, RawExtentTable, RawFlags, RawPage, RawRun, RawTableEntry,
     RawXattr,
 };
-use super::{PageBytes, STRUCTURE_SIZE, blob_id, checksum};
+use super::{PageBytes, STRUCTURE_SIZE, blob_id, checksum, root_page};
 
 use zerocopy::little_endian::U32;
 
@@ -192,6 +192,15 @@ pub enum PageKind<'a> {
     Misplaced(Page<'a>),
     /// Free or damaged.
     Invalid(PageProblem),
+}
+
+/// Whether a slot can hold a page of a blob, roots, chains and extent pages alike: each begins with
+/// the id of the blob that wrote it. Most slots of a region are blank, and to see that, their first
+/// bytes are enough.
+#[must_use]
+pub fn names_blob(bytes: &PageBytes) -> bool {
+    let raw: &RawPage = zerocopy::transmute_ref!(bytes);
+    root_page(BlobId(raw.id.get())).is_some()
 }
 
 /// Whether a page that is not intact was the root of a blob: id and sequence number come first, so
@@ -383,6 +392,23 @@ mod tests {
         bytes[9] ^= 4;
         let problem = Page::parse(&bytes).unwrap_err();
         assert!(matches!(problem, PageProblem::Checksum { .. }));
+    }
+
+    #[test]
+    fn only_what_begins_with_a_blob_id_can_be_a_page() {
+        assert!(!names_blob(&[0; 4096]));
+        assert!(names_blob(&page_with(&[])));
+        for index in [0, 1, u32::MAX].map(PageIndex) {
+            let torn = blank_page(blob_id(index), 0);
+            assert!(names_blob(&torn) && claims_root(index, &torn));
+        }
+        for id in [0, 5, 2 << 32 | 5, u64::MAX] {
+            let mut bytes = blank_page(BlobId(id), 0);
+            seal(&mut bytes);
+            assert!(!names_blob(&bytes));
+            let kind = PageKind::classify(PageIndex(5), &bytes);
+            assert!(matches!(kind, PageKind::Misplaced(_)), "{kind:?}");
+        }
     }
 
     #[test]

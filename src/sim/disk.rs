@@ -257,6 +257,23 @@ impl SimDisk {
         state.choices().iter().filter(|choice| **choice).count()
     }
 
+    /// For each of the [`SimDisk::choices`] the write of which it is a part: 0, 1, ... in order of
+    /// submission, counting those that a cut decides about.
+    #[must_use]
+    pub fn writes_of_choices(&self) -> Vec<usize> {
+        let state = self.0.borrow();
+        let choices = state.choices();
+        let mut left = choices.iter();
+        let (mut writes, mut number) = (Vec::new(), 0);
+        for pending in &state.pending {
+            let units = left.by_ref().take(state.units(pending).count());
+            let parts = units.filter(|matters| **matters).count();
+            writes.extend(std::iter::repeat_n(number, parts));
+            number += usize::from(parts > 0);
+        }
+        writes
+    }
+
     /// The disk after a power cut now; `keep` says whether the n-th of the [`SimDisk::choices`], in
     /// order of submission, is kept.
     #[must_use]
@@ -662,6 +679,7 @@ mod tests {
             bench.write(1, 0, Durability::Cached).await;
         });
         assert_eq!((bench.disk.undecided(), bench.disk.choices()), (24, 16));
+        assert_eq!(bench.disk.writes_of_choices(), [[0; 8], [1; 8]].concat());
         let none = bench.disk.cut_choosing(|_| false);
         let last = bench.disk.cut_choosing(|choice| choice == 8);
         let first = bench.disk.cut_choosing(|choice| choice == 0);

@@ -81,7 +81,6 @@ impl<D: BlockDevice> Store<D> {
         let mut super_block = self.state.borrow().super_block.clone();
         super_block.set_layout(grown.clone());
         self.write_super_block(&super_block).await?; // 2
-        self.flush().await?;
         {
             let mut state = self.state.borrow_mut();
             state.super_block = super_block;

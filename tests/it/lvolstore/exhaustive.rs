@@ -25,6 +25,7 @@ use super::model::{ModelVolume, Span};
 use super::run::{Answer, Made, Model, Observed, Run, RunOptions, facts, judge, observe};
 
 const CLUSTER: u64 = 4096;
+const DISK: u64 = 1 << 20;
 /// Bytes that a cut keeps or loses as one.
 const UNITS: [usize; 2] = [4096, 512];
 
@@ -63,6 +64,8 @@ enum Operation {
     ShrinkAndGrow,
     Rename,
     RenamePool,
+    GrowPool,
+    GrowCleanPool,
     SetXattr,
     SetLongXattr,
     SetReadOnly,
@@ -140,7 +143,7 @@ impl Operation {
         run.close().await;
         run.open().await;
         match self {
-            ChangeAfterOpen | CloseClean => {}
+            ChangeAfterOpen | CloseClean | GrowCleanPool => {}
             // What the bitmaps say has changed.
             Close => run.write(made[0], 0, 1, true).await,
             _ => {
@@ -172,6 +175,10 @@ impl Operation {
             }
             Rename => run.rename(made[0]).await,
             RenamePool => run.rename_pool("another name").await,
+            GrowPool | GrowCleanPool => {
+                run.write(made[0], 3, 1, false).await;
+                run.grow_pool(ByteCount(2 * DISK)).await;
+            }
             SetXattr => run.set_xattr(made[0], b"value").await,
             SetLongXattr => {
                 run.set_xattr(made[0], &[7; 4000]).await;
@@ -260,8 +267,7 @@ impl Subject {
     fn new(operation: Operation, unit: usize, ignored: Option<u64>) -> Self {
         let bench = Rc::new(Bench::new());
         let block_size = if unit == 512 { BlockSize::B512 } else { BlockSize::B4096 };
-        let disk =
-            SimOptions { atomic_unit: unit, block_size, ..SimOptions::new(ByteCount(1 << 20)) };
+        let disk = SimOptions { atomic_unit: unit, block_size, ..SimOptions::new(ByteCount(DISK)) };
         let options = RunOptions {
             seed: 7,
             disk,
@@ -451,12 +457,19 @@ const NOT_MISSED: &[(Operation, usize, u64, &str)] = &[
     (SnapshotClone, 512, 8, ENDED),
     (CloseAndOpen, 4096, 4, OPENED),
     (CloseAndOpen, 512, 4, OPENED),
+    (GrowCleanPool, 4096, 1, MARKED),
+    (GrowCleanPool, 4096, 2, MARKED),
+    (GrowCleanPool, 512, 1, MARKED),
+    (GrowCleanPool, 512, 2, MARKED),
 ];
 
 /// The mark on the snapshot must be durable before the clone's root, and the flush of the clone's
 /// fresh pages is between them. Where pages tear, the mark's own flush is needed: the journal's next
 /// record may replace the mark's only when that is in its place.
 const COVERED: &str = "the flush of the clone's fresh pages covers it";
+/// The commit that marks the store writes the same root again, and the larger super block, which has
+/// flushes of its own, says "not clean", too.
+const MARKED: &str = "the larger super block takes the place of the one that was marked";
 /// It spares the next opening the work.
 const ENDED: &str = "a snapshot that still says that it is being made is finished by opening";
 /// Of an orderly close, whose flushes are missed in `CloseDirty`.
@@ -519,6 +532,8 @@ each! {
     shrink_and_grow: ShrinkAndGrow,
     rename: Rename,
     rename_pool: RenamePool,
+    grow_pool: GrowPool,
+    grow_clean_pool: GrowCleanPool,
     set_xattr: SetXattr,
     set_long_xattr: SetLongXattr,
     set_read_only: SetReadOnly,

@@ -46,7 +46,7 @@ pub(crate) struct Run {
 /// Volumes by UUID, those that are gone included.
 pub(crate) type Model = BTreeMap<Uuid, ModelVolume>;
 
-/// As which the model has the pool itself: its name, and whether it must be clean.
+/// As which the model has the pool itself: its name, its size, and whether it must be clean.
 const POOL: Uuid = Uuid::nil();
 
 /// What can be told of a volume beside its name, size and content.
@@ -86,12 +86,12 @@ impl Run {
         if zeroed_ready {
             pool.store.keep_zeroed_clusters();
         }
+        let made = Span::first(disk.commands());
+        let clusters = u64::from(pool.store.info().data_clusters.0);
+        let model = ModelVolume::new(made, "pool".to_owned(), clusters, String::new());
         Self {
             bench,
-            model: RefCell::new(BTreeMap::from([(
-                POOL,
-                ModelVolume::new(Span::first(disk.commands()), "pool".to_owned(), 0, String::new()),
-            )])),
+            model: RefCell::new(BTreeMap::from([(POOL, model)])),
             disk,
             cluster,
             pool: RefCell::new(pool),
@@ -301,6 +301,16 @@ impl Run {
         self.change(POOL, |pool| pool.rename(span, name.to_owned()));
     }
 
+    /// The disk becomes larger, and then the pool.
+    pub(crate) async fn grow_pool(&self, size: ByteCount) {
+        self.disk.grow(size);
+        let beginning = self.begin();
+        let (now, before) = self.store().grow_with_device().await.unwrap();
+        let span = self.end(beginning);
+        assert!(now > before, "{before:?} clusters became {now:?}");
+        self.change(POOL, |pool| pool.resize(span, u64::from(now.0), self.per_cluster()));
+    }
+
     pub(crate) async fn rename(&self, Made { uuid, id }: Made) {
         let name = format!("renamed {}", self.fresh());
         let beginning = self.begin();
@@ -504,7 +514,9 @@ async fn found(bench: &Bench, disk: &SimDisk, free: Option<ClusterCount>) -> Res
         let clusters = info.size.0 / cluster;
         found.insert(info.uuid.unwrap(), (info.name, clusters, values, facts));
     }
-    found.insert(POOL, (pool.store.info().name, 0, Vec::new(), String::new()));
+    let info = pool.store.info();
+    let clusters = u64::from(info.data_clusters.0);
+    found.insert(POOL, (info.name, clusters, Vec::new(), String::new()));
     let counted = pool.store.info().free_clusters;
     if let Some(free) = free {
         check(counted == free, || format!("{counted} clusters are free, not {free}"))?;

@@ -10,6 +10,7 @@ mod fabrics;
 pub(crate) mod host;
 mod io;
 pub(crate) mod pipe;
+mod power_cut;
 mod reservations;
 mod reservations_random;
 mod rig;

@@ -49,6 +49,18 @@ fn malformed_pdus_are_answered_by_a_terminating_one() {
         assert_eq!(provoke(&rig, none, changed(2, 70)).await, (1, 2));
         assert_eq!(provoke(&rig, none, changed(4, 60)).await, (1, 4));
         assert_eq!(provoke(&rig, none, changed(1, 1)).await, (1, 1));
+        let crooked = |host: &mut Host<Pipe>| {
+            let mut bytes = command(host, sgl(0, 4096, SglKind::IN_CAPSULE), 4096);
+            bytes[3] = 71;
+            bytes
+        };
+        assert_eq!(provoke(&rig, none, crooked).await, (1, 3));
+        let ended = |_: &mut Host<Pipe>| {
+            let mut bytes = Vec::new();
+            pdu::terminate(Role::Host, 7, 0, &[], &mut bytes);
+            bytes
+        };
+        assert_eq!(provoke(&rig, none, ended).await, (1, 8), "an unknown status");
         let inside = SglKind::IN_CAPSULE;
         let with = |sgl, length| move |host: &mut Host<Pipe>| command(host, sgl, length);
         assert_eq!(provoke(&rig, none, with(sgl(0, 512, inside), 4096)).await, (1, 4));

@@ -88,8 +88,12 @@ impl Exported {
 
 /// The host's end of a new connection.
 pub(crate) fn connect(service: &Rc<Service>) -> Pipe {
+    connect_through(service, local())
+}
+
+/// The host's end of a new connection to this address of the target.
+pub(crate) fn connect_through(service: &Rc<Service>, local: SocketAddr) -> Pipe {
     let (ours, theirs) = pipe::pair();
-    let peer = Peer { local: local(), remote: "127.0.0.1:5000".parse().unwrap() };
-    service.serve(theirs, peer);
+    service.serve(theirs, Peer { local, remote: "127.0.0.1:5000".parse().unwrap() });
     ours
 }

@@ -1,15 +1,19 @@
 //! Connect with every refusal, properties, reset, shutdown, keep alive.
 
+use std::time::Duration;
+
+use lvolfs::nvmf::model::{Listener, NewSubsystem};
 use lvolfs::nvmf::pdu::Digests;
-use lvolfs::spec::command::{AdminOpcode, SubmissionEntry};
+use lvolfs::spec::command::{AdminOpcode, Feature, SubmissionEntry};
 use lvolfs::spec::fabrics::{DISCOVERY_NQN, DYNAMIC_CONTROLLER};
 use lvolfs::spec::register;
 use lvolfs::spec::status::StatusCode;
 use lvolfs::units::QueueId;
 use zerocopy::IntoBytes;
 
-use super::host::Identity;
-use super::rig::{HOST, ONE, STRANGER, SUBSYSTEM, with_rig};
+use super::exported;
+use super::host::{Host, Identity};
+use super::rig::{HOST, ONE, STRANGER, SUBSYSTEM, local, with_rig};
 
 /// Tries to connect; status code, dword 0, and whether trying again makes sense.
 macro_rules! refused {
@@ -78,12 +82,60 @@ fn connect_is_refused_for_every_reason() {
     });
 }
 
+/// What depends on the way, and on what the controller is doing.
+#[test]
+fn connect_is_refused_for_now_or_through_here() {
+    with_rig(async |rig| {
+        let good = rig.identity().data(DYNAMIC_CONTROLLER);
+        let admin = SubmissionEntry::connect(QueueId(0), 32, 0, 0);
+        // Through an address that the subsystem does not listen on.
+        let elsewhere = "127.0.0.1:4421".parse().unwrap();
+        let stream = exported::connect_through(&rig.service, elsewhere);
+        let mut host = Host::initialize(stream, Digests::default(), 0).await;
+        let answer = host.run(admin, good.as_bytes(), 0).await;
+        answer.is(StatusCode::CONNECT_INVALID_HOST);
+        assert!(answer.status().is_final());
+
+        // A subsystem that can have one controller: another may come later.
+        let narrow = "nqn.2026-11.io.lvolfs:narrow";
+        let new = NewSubsystem { max_cntlid: 1, ..NewSubsystem::named(narrow) };
+        rig.model.create_subsystem(new).unwrap();
+        rig.model.add_host(narrow, HOST).unwrap();
+        let (state, groups) = (Default::default(), Default::default());
+        rig.model.add_listener(narrow, Listener { address: local(), state, groups }).unwrap();
+        let identity = Identity::new(narrow, HOST);
+        let mut first = rig.initialized().await;
+        assert_eq!(first.connect_admin(&identity, 0).await, 1);
+        let data = identity.data(DYNAMIC_CONTROLLER);
+        assert_eq!(refused!(rig, admin, data.as_bytes()), (0x181, 0, false), "busy");
+        drop(first);
+        let mut next = rig.initialized().await;
+        assert_eq!(next.connect_admin(&identity, 0).await, 1);
+
+        // I/O queues of a controller that granted fewer, that shuts down, and that is gone.
+        let mut connected = rig.connect().await;
+        let io = SubmissionEntry::connect(QueueId(2), 128, 0, 0);
+        let join = rig.identity().data(connected.id);
+        drop(connected.io);
+        rig.served.reactor.sleep(Duration::from_millis(10)).await;
+        let one = SubmissionEntry::set_features(Feature::NUMBER_OF_QUEUES, 0);
+        connected.admin.plain(one).await.ok();
+        assert_eq!(refused!(rig, io, join.as_bytes()), (0x182, 42, true), "one was granted");
+        connected.admin.set_configuration(0x0046_4001).await;
+        let first = SubmissionEntry::connect(QueueId(1), 128, 0, 0);
+        assert_eq!(refused!(rig, first, join.as_bytes()), (0x182, 42, true), "shut down");
+        drop(connected.admin);
+        rig.served.reactor.sleep(Duration::from_millis(10)).await;
+        assert_eq!(refused!(rig, first, join.as_bytes()), (0x182, 16 | 1 << 16, true), "gone");
+    });
+}
+
 #[test]
 fn nothing_but_connect_comes_first() {
     with_rig(async |rig| {
         let first = [
             SubmissionEntry::property_get(register::CAP, true),
-            SubmissionEntry::get_features(lvolfs::spec::command::Feature::KEEP_ALIVE_TIMER),
+            SubmissionEntry::get_features(Feature::KEEP_ALIVE_TIMER),
             SubmissionEntry::flush(ONE),
         ];
         for entry in first {
@@ -154,7 +206,7 @@ fn reset_and_shutdown_drop_io_queues_first() {
         // The end of the admin queue is the end of the controller.
         assert_eq!(rig.target.controllers().len(), 1);
         drop(connected);
-        rig.served.reactor.sleep(std::time::Duration::from_millis(300)).await;
+        rig.served.reactor.sleep(Duration::from_millis(300)).await;
         assert!(rig.target.controllers().is_empty());
     });
 }
@@ -163,7 +215,7 @@ fn reset_and_shutdown_drop_io_queues_first() {
 fn a_host_that_is_not_heard_of_loses_its_controller() {
     with_rig(async |rig| {
         let mut connected = rig.connect().await;
-        let sleep = |seconds| rig.served.reactor.sleep(std::time::Duration::from_secs(seconds));
+        let sleep = |seconds| rig.served.reactor.sleep(Duration::from_secs(seconds));
         // Any command counts.
         for _ in 0..10 {
             sleep(10).await;

@@ -15,4 +15,5 @@ mod reservations;
 mod reservations_random;
 mod rig;
 mod sequences;
+mod sockets;
 mod state_file;

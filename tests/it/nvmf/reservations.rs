@@ -13,8 +13,7 @@ use lvolfs::hw::dma::DmaArena;
 use lvolfs::hw::event::EventFd;
 use lvolfs::nvmf::model::AnaState;
 use lvolfs::nvmf::pdu::Digests;
-use lvolfs::reactor::policy::SpinPermits;
-use lvolfs::reactor::{Clock, Instant, Poller, Reactor, ReactorOptions, Wait};
+use lvolfs::reactor::{Instant, Poller, Reactor, ReactorOptions};
 use lvolfs::spec::command::{
     ALL_NAMESPACES, AdminOpcode, DsmRange, Feature, ForceUnitAccess, IdentifyKind, IoOpcode,
     SubmissionEntry,
@@ -31,7 +30,7 @@ use zerocopy::IntoBytes;
 use super::host::{Answer, Host, Identity};
 use super::io::{exchange, pattern, read, with_opcode, write};
 use super::pipe::Pipe;
-use super::rig::{BLOCK, Connected, ONE, Rig, SUBSYSTEM, TWO, local, with_rig};
+use super::rig::{BLOCK, Connected, ONE, Rig, SUBSYSTEM, TWO, local, real_reactor, with_rig};
 use crate::fuse_operations::{Served, memory_device};
 
 const CONFLICT: StatusCode = StatusCode::RESERVATION_CONFLICT;
@@ -732,12 +731,6 @@ fn preempt_and_abort_waits_for_what_is_in_flight() {
         rig.service.drain().await;
     });
     reactor.block_on(controller.shut_down()).unwrap();
-}
-
-fn real_reactor() -> Rc<Reactor> {
-    let permits = SpinPermits::new(1);
-    let clock = Clock::Real(std::time::Instant::now());
-    Reactor::new(ReactorOptions { index: 0, wait: Wait::Sleep, permits, clock }).unwrap()
 }
 
 fn arena() -> DmaArena {

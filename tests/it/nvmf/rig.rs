@@ -9,7 +9,8 @@ use lvolfs::nvmf::model::Model;
 use lvolfs::nvmf::pdu::Digests;
 use lvolfs::nvmf::service::Service;
 use lvolfs::nvmf::target::Target;
-use lvolfs::reactor::{Reactor, ReactorOptions};
+use lvolfs::reactor::policy::SpinPermits;
+use lvolfs::reactor::{Clock, Reactor, ReactorOptions, Wait};
 use lvolfs::units::{BlockSize, ByteCount};
 use lvolfs::volume::{Catalog, Entry};
 
@@ -49,6 +50,12 @@ pub(super) fn with_rig<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) 
 
 pub(super) const ONE: lvolfs::units::NamespaceId = lvolfs::units::NamespaceId(1);
 pub(super) const TWO: lvolfs::units::NamespaceId = lvolfs::units::NamespaceId(2);
+
+/// A reactor on the machine's clock, for what takes its own time.
+pub(super) fn real_reactor() -> Rc<Reactor> {
+    let (permits, clock) = (SpinPermits::new(1), Clock::real());
+    Reactor::new(ReactorOptions { index: 0, wait: Wait::Sleep, permits, clock }).unwrap()
+}
 
 pub(super) fn with_device(device: AnyDevice, test: impl AsyncFnOnce(Rc<Rig>)) {
     let reactor = Reactor::new(ReactorOptions::deterministic()).unwrap();

@@ -1,11 +1,13 @@
 //! I/O commands.
 
+use std::time::Duration;
+
 use lvolfs::nvmf::pdu::Digests;
 use lvolfs::spec::command::{
     ALL_NAMESPACES, Deallocate, DsmRange, ForceUnitAccess, IoOpcode, SubmissionEntry,
 };
 use lvolfs::spec::status::StatusCode;
-use lvolfs::units::{ByteOffset, Lba, NamespaceId};
+use lvolfs::units::{ByteOffset, CommandId, Lba, NamespaceId, QueueId};
 use zerocopy::IntoBytes;
 
 use super::host::Host;
@@ -228,6 +230,78 @@ fn fused_compare_and_write() {
                 assert_eq!(answer.ok().completion.command_id(), other);
             }
         }
+    });
+}
+
+/// One half of a Compare and Write of one block.
+fn half(fused: u8, lba: u64) -> SubmissionEntry {
+    let mut entry = match fused {
+        1 => with_opcode(IoOpcode::COMPARE, lba, 1),
+        _ => write(lba, 1),
+    };
+    entry.flags = fused;
+    entry
+}
+
+/// The codes of the next two answers, in the order of these commands.
+async fn two_answers(io: &mut Host<Pipe>, ids: [CommandId; 2]) -> [StatusCode; 2] {
+    let answers = [io.complete().await.unwrap(), io.complete().await.unwrap()];
+    ids.map(|id| {
+        let mut all = answers.iter();
+        all.find(|answer| answer.completion.command_id() == id).unwrap().status().code()
+    })
+}
+
+#[test]
+fn halves_are_answered_whatever_becomes_of_the_others() {
+    with_rig(async |rig| {
+        let mut connected = rig.connect().await;
+        let (admin, io) = (&mut connected.admin, &mut connected.io);
+        let zeros = vec![0; BLOCK];
+        // Two pairs are on their way, and what the first one needs comes last.
+        let mut bytes = Vec::new();
+        for lba in [1, 2] {
+            bytes.extend(io.capsule(half(1, lba), &zeros, 0, lba == 2).1);
+            bytes.extend(io.capsule(half(2, lba), &pattern(lba, 1), 0, true).1);
+        }
+        io.send(&bytes).await;
+        for _ in 0..4 {
+            io.complete().await.unwrap().ok();
+        }
+        for lba in [1, 2] {
+            assert!(fetch(io, lba, 1).await == pattern(lba, 1));
+        }
+        // One half is refused when it comes: the first, then the second.
+        let long = vec![0; (1 << 20) + BLOCK];
+        let refused = StatusCode::DATA_SGL_LENGTH_INVALID;
+        let (missing, failed) =
+            (StatusCode::ABORTED_MISSING_FUSED, StatusCode::ABORTED_FAILED_FUSED);
+        let ids = [io.submit(half(1, 3), &long, 0).await, io.submit(half(2, 3), &zeros, 0).await];
+        assert_eq!(two_answers(io, ids).await, [refused, missing]);
+        let ids = [io.submit(half(1, 3), &zeros, 0).await, io.submit(half(2, 3), &long, 0).await];
+        assert_eq!(two_answers(io, ids).await, [failed, refused]);
+        // The first is aborted: while it waits for the second, and while the second waits for it.
+        let aborted = StatusCode::ABORT_REQUESTED;
+        for alone in [true, false] {
+            let (first, bytes) = io.capsule(half(1, 3), &zeros, 0, alone);
+            io.send(&bytes).await;
+            let (second, bytes) = io.capsule(half(2, 3), &zeros, 0, true);
+            if !alone {
+                io.send(&bytes).await;
+            }
+            rig.served.reactor.sleep(Duration::from_millis(1)).await;
+            let abort = SubmissionEntry::abort(QueueId(1), first);
+            assert_eq!(admin.plain(abort).await.ok().result(), 0, "aborted");
+            if alone {
+                io.send(&bytes).await;
+            }
+            let expected = [aborted, if alone { missing } else { failed }];
+            assert_eq!(two_answers(io, [first, second]).await, expected);
+        }
+        // What is left over hinders nobody.
+        let both = exchange(io, half(1, 3), &zeros, half(2, 3), &pattern(3, 1)).await;
+        assert_eq!(both, (StatusCode::SUCCESS, StatusCode::SUCCESS));
+        assert!(fetch(io, 3, 1).await == pattern(3, 1));
     });
 }
 

@@ -62,8 +62,23 @@ vfio_unplug() {
     grep 'the kernel wants the device back' guest.log
 }
 
+# QEMU's own word for what reaches the drive's doorbells beside what the guest's checks say.
 vfio_serve() {
-    guest_daemon --drive 256M "$guest/checks/serve"
+    local events=$work/doorbells.log said
+    guest_daemon --drive 256M --timeout 180 --qemu "-trace pci_nvme_dbbuf_config \
+        -trace pci_nvme_mmio_doorbell_sq -trace pci_nvme_shadow_doorbell_sq -D $events" \
+        "$guest/checks/serve"
+    # Our DMA memory begins at 4 GiB, the kernel's lies below.
+    said=$(awk '
+        /pci_nvme_dbbuf_config/ { ours = /dbs_addr=0x1........( |$)/; told += ours }
+        ours && /pci_nvme_mmio_doorbell_sq sqid [1-9]/ { registers++ }
+        ours && /pci_nvme_shadow_doorbell_sq sqid [1-9]/ { memory++ }
+        END {
+            print told + 0, "controllers told of doorbells in memory;", memory + 0,
+                "looks there,", registers + 0, "writes of the registers"
+            exit !(told > 0 && memory > registers)
+        }' "$events") || fail "the shadow doorbells are not used: $said"
+    note "$said"
 }
 
 # store_on IMAGE: ./config.toml for the pool of guest/serve.sh in an image of a drive with blocks of

@@ -17,6 +17,7 @@ mod error;
 mod identity;
 mod mount;
 mod name;
+mod nvme;
 mod pci;
 mod raw;
 mod shape;
@@ -128,6 +129,8 @@ pub enum Driver {
         /// How long a command may take before it is aborted, and again before the controller is
         /// reset; a flush has twice as long.
         io_timeout: Duration,
+        /// Whether the controller is used though no IOMMU keeps it from the machine's memory.
+        unsafe_no_iommu: bool,
     },
     /// The NVMe driver against an emulated controller over a file.
     NvmeEmulated(Image),

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::config::{Config, Cores};
+use crate::config::{Config, Cores, Driver};
 use crate::hw::dma::DmaArena;
 use crate::units::ByteCount;
 use devices::Devices;
@@ -41,13 +41,15 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
     // Before anything is touched: what is likely to be wrong with a first configuration.
     Doors::check(config)?;
     let memory = ByteCount(config.reactor.dma_memory.get() + files::queue_memory(config).get());
-    let arena = DmaArena::new(memory, config.reactor.huge_pages)
-        .context("cannot get DMA memory; lower reactor.dma_memory")?;
+    let arena = dma_memory(config, memory)?;
     let sites = start_reactors(config, &arena)?;
     let devices = Devices::open(config, &sites)?;
     let served = serve_pools(config, &sites, &devices, &signals);
     let shut_down = devices.close(&sites);
     drop(sites);
+    if shut_down.is_ok() {
+        arena.remove_file();
+    }
     served.and(shut_down)
 }
 
@@ -82,6 +84,21 @@ fn serve_doors(
     drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
     pools.stop_waiting();
     doors.close(sites)
+}
+
+/// Memory that devices reach. Where one of them has no IOMMU, its physical addresses are theirs.
+fn dma_memory(config: &Config, size: ByteCount) -> anyhow::Result<DmaArena> {
+    let without_iommu = config.devices.iter().find_map(|device| match &device.driver {
+        Driver::Nvme { address, unsafe_no_iommu: true, .. } => Some(address),
+        _ => None,
+    });
+    match without_iommu {
+        // One process at a time can use a controller, and so the file.
+        Some(address) => DmaArena::physical(size, &format!("lvolfs-{address}"))
+            .with_context(|| format!("cannot get DMA memory for {address} without an IOMMU")),
+        None => DmaArena::new(size, config.reactor.huge_pages)
+            .context("cannot get DMA memory; lower reactor.dma_memory"),
+    }
 }
 
 fn start_reactors(config: &Config, arena: &DmaArena) -> anyhow::Result<Vec<ReactorThread<Site>>> {

@@ -2,7 +2,7 @@
 //! keep. All problems are collected; a configuration exists only if there are none.
 
 use std::collections::{HashMap, HashSet};
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ use super::raw::{
 };
 use super::{
     Config, Control, Cores, DEFAULT_CLUSTER_SIZE, DEFAULT_COMMIT_INTERVAL, DEFAULT_DMA_MEMORY,
-    DEFAULT_IO_TIMEOUT, DEFAULT_RESERVATIONS, DEFAULT_SOCKET, Device, Driver, Image, Log,
-    NQN_BYTES_LIMIT, Pool, Ptpl, REACTORS_LIMIT, Reactor, Reservations, SOCKET_PATH_BYTES_LIMIT,
-    Volume, VolumeName, Wait, check_name,
+    DEFAULT_RESERVATIONS, DEFAULT_SOCKET, Device, Driver, Image, Log, NQN_BYTES_LIMIT, Pool, Ptpl,
+    REACTORS_LIMIT, Reactor, Reservations, SOCKET_PATH_BYTES_LIMIT, Volume, VolumeName, Wait,
+    check_name,
 };
 use crate::spec::reservation::HostId;
-use crate::units::{BlockSize, ByteCount, NamespaceId};
+use crate::units::{BlockSize, ByteCount};
 
 /// An lvstore's metadata pages are so large, and clusters consist of whole ones.
 const METADATA_PAGE: u64 = 4096;
@@ -31,7 +31,6 @@ const DMA_MEMORY_LEAST: u64 = 4 << 20;
 const DMA_MEMORY_MOST: u64 = 64 << 30;
 const COMMIT_INTERVAL_LEAST: Duration = Duration::from_millis(10);
 const COMMIT_INTERVAL_MOST: Duration = Duration::from_secs(600);
-const IO_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 /// As many CPUs as Linux can be built for.
 const CPUS_LIMIT: i64 = 8192;
 
@@ -258,6 +257,7 @@ impl Checker<'_> {
             ("pci", place(&raw.pci), nvme, "nvme"),
             ("namespace", place(&raw.namespace), nvme, "nvme"),
             ("io_timeout", place(&raw.io_timeout), nvme, "nvme"),
+            ("unsafe_no_iommu", place(&raw.unsafe_no_iommu), nvme, "nvme"),
         ];
         for (key, span, allowed, drivers) in keys {
             if let (Some(span), false) = (span, allowed) {
@@ -265,42 +265,6 @@ impl Checker<'_> {
                 self.refuse(span, &format!("device.{key}"), rule);
             }
         }
-    }
-
-    fn nvme(
-        &mut self,
-        raw: RawDevice,
-        section: &Range<usize>,
-        stands_on: &mut HashMap<String, usize>,
-    ) -> Option<Driver> {
-        let what = "the controller's address, such as \"0000:01:00.0\"";
-        let pci = self.require(raw.pci, section, "device.pci", what)?;
-        let address = match pci.get_ref().parse() {
-            Ok(address) => address,
-            Err(error) => {
-                let error: super::pci::NotPciAddress = error;
-                self.refuse(pci.span(), "device.pci", error.to_string());
-                return None;
-            }
-        };
-        let namespace = raw.namespace.as_ref().map_or(1, |namespace| *namespace.get_ref());
-        if let Some(key) = raw.namespace.filter(|_| namespace == 0 || namespace == u32::MAX) {
-            let rule = "a namespace is numbered from 1 to 4294967294";
-            self.refuse(key.span(), "device.namespace", rule);
-            return None;
-        }
-        let io_timeout = raw.io_timeout.as_ref().map_or(DEFAULT_IO_TIMEOUT, |key| key.get_ref().0);
-        if let Some(key) = raw.io_timeout.filter(|_| !IO_TIMEOUTS.contains(&io_timeout)) {
-            self.refuse(key.span(), "device.io_timeout", "it is from \"1s\" to \"10min\"");
-            return None;
-        }
-        let namespace = NamespaceId(namespace);
-        // One process drives a controller once, whatever the namespace.
-        self.unique(&pci, "device.pci", stands_on).then_some(Driver::Nvme {
-            address,
-            namespace,
-            io_timeout,
-        })
     }
 
     fn image(

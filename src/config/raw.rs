@@ -58,6 +58,7 @@ pub(super) struct RawDevice {
     pub(super) namespace: Key<u32>,
     pub(super) uuid: Key<String>,
     pub(super) io_timeout: Key<Interval>,
+    pub(super) unsafe_no_iommu: Key<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]

@@ -16,6 +16,7 @@ use crate::block::file::{self, FileDevice, FileOptions};
 use crate::block::memory::MemoryDevice;
 use crate::config::{self, Config, Driver};
 use crate::emulated::{ControllerThread, EmulatedController};
+use crate::hw::vfio::VfioAccess;
 use crate::reactor::Remote;
 use crate::units::BlockSize;
 
@@ -134,10 +135,11 @@ fn open_device(device: &config::Device, sites: &[Remote<Site>]) -> anyhow::Resul
             (emulated, attached) = (Some(controller), Some(identity));
             AnyDevice::Nvme(device)
         }
-        Driver::Nvme { address, namespace, io_timeout } => {
+        Driver::Nvme { address, namespace, io_timeout, unsafe_no_iommu } => {
             let address = address.to_string().parse()?;
+            let access = if *unsafe_no_iommu { VfioAccess::NoIommu } else { VfioAccess::Any };
             let wanted = nvme::wanted(Some(*namespace), *io_timeout, sites);
-            let mut found = nvme::attach_pci(&device.name, address, wanted, sites)?;
+            let mut found = nvme::attach_pci(&device.name, (address, access), wanted, sites)?;
             let (device, identity) = found.pop().context("the controller has no namespace")?;
             attached = Some(identity);
             AnyDevice::Nvme(device)

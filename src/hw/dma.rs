@@ -10,12 +10,15 @@
 //!
 //! The arena is one `MAP_SHARED` memfd, in huge pages if the system has them to spare, populated
 //! at creation and mapped at one linear range of device addresses, so that translation is an
-//! addition. Allocation is a buddy system over 4 KiB pages with fixed bookkeeping: it never
+//! addition; or, for devices without an IOMMU, one whose device addresses are the physical ones
+//! (see `physical`). Allocation is a buddy system over 4 KiB pages with fixed bookkeeping: it never
 //! allocates from the heap after set-up, and it answers `None` when full instead of growing.
 
 #![expect(unsafe_code, reason = "maps the arena and gives out disjoint slices of it")]
 
 mod buddy;
+mod physical;
+mod shared;
 mod window;
 
 use std::fmt;
@@ -23,10 +26,13 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use self::buddy::{Buddy, MAX_ORDER};
+pub use self::physical::PhysicalError;
+use self::physical::PhysicalPages;
+pub use self::shared::SharedMemory;
 pub use self::window::{DmaWindow, OutsideWindow};
 use crate::units::{ByteCount, Iova};
 
@@ -35,7 +41,7 @@ pub const PAGE: usize = 4096;
 /// Largest single buffer: 2^10 pages, 4 MiB.
 pub const MAX_BUFFER: usize = PAGE << MAX_ORDER;
 const HUGE_PAGE: usize = 2 << 20;
-/// First device address of every arena: above the 32-bit MSI window that IOMMUs reserve.
+/// First device address of an arena behind an IOMMU: above the 32-bit MSI window that IOMMUs reserve.
 const IOVA_BASE: u64 = 4 << 30;
 
 /// A pool of memory that devices can reach. Cheap to clone; the memory lives until the last
@@ -48,6 +54,8 @@ struct Arena {
     length: usize,
     memory: OwnedFd,
     huge_pages: bool,
+    /// Where the pages are, if that is what devices are told.
+    physical: Option<PhysicalPages>,
     buddy: Mutex<Buddy>,
     /// For the first page of each allocation: how many buffers share it (see `split_off`).
     references: Box<[AtomicU32]>,
@@ -77,14 +85,28 @@ impl DmaArena {
     /// # Errors
     /// The system's, if it cannot give the memory.
     pub fn new(size: ByteCount, huge_pages: bool) -> io::Result<Self> {
-        let wanted = usize::try_from(size.get())
-            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?
-            .max(PAGE << MAX_ORDER);
-        let length = wanted.next_multiple_of(HUGE_PAGE).next_multiple_of(PAGE << MAX_ORDER);
+        let length = Self::length(size).ok_or(io::ErrorKind::InvalidInput)?;
         if huge_pages && let Ok(arena) = Self::map(length, true) {
             return Ok(arena);
         }
         Self::map(length, false)
+    }
+
+    /// An arena in pinned huge pages whose device addresses are the physical ones, for devices that
+    /// no IOMMU stands before. Its file in hugetlbfs is called `name`, which one process at a time
+    /// can use; a process that is killed leaves it to the next.
+    ///
+    /// # Errors
+    /// [`PhysicalError`], which says what to do about it.
+    pub fn physical(size: ByteCount, name: &str) -> Result<Self, PhysicalError> {
+        let length = Self::length(size).unwrap_or(MAX_BUFFER);
+        let physical::Mapped { pages, file, base } = physical::map(name, length)?;
+        Ok(Self::over(base, length, file.into(), true, Some(pages)))
+    }
+
+    /// `size` as whole blocks of the allocator.
+    fn length(size: ByteCount) -> Option<usize> {
+        usize::try_from(size.get()).ok()?.max(MAX_BUFFER).checked_next_multiple_of(MAX_BUFFER)
     }
 
     fn map(length: usize, huge_pages: bool) -> io::Result<Self> {
@@ -111,21 +133,34 @@ impl DmaArena {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self::over(base, length, memory, huge_pages, None))
+    }
+
+    /// The arena that is mapped at `base`, which nothing refers to yet.
+    fn over(
+        base: NonNull<u8>,
+        length: usize,
+        memory: OwnedFd,
+        huge_pages: bool,
+        physical: Option<PhysicalPages>,
+    ) -> Self {
         for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
-            // SAFETY: the mapping made above. Failure only costs the hint.
-            unsafe { libc::madvise(base, length, advice) };
+            // SAFETY: the caller's mapping. Failure only costs the hint.
+            unsafe { libc::madvise(base.as_ptr().cast(), length, advice) };
         }
         let pages = length / PAGE;
-        Ok(Self(Arc::new(Arena {
-            base: NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
+        Self(Arc::new(Arena {
+            base,
             length,
             memory,
             huge_pages,
+            physical,
             buddy: Mutex::new(Buddy::new(pages)),
             references: (0..pages).map(|_| AtomicU32::new(0)).collect(),
             orders: (0..pages).map(|_| AtomicU8::new(0)).collect(),
             quarantined: AtomicUsize::new(0),
-        })))
+        }))
     }
 
     /// A buffer of `length` bytes at a page boundary, or `None` if the arena is full or `length`
@@ -179,7 +214,21 @@ impl DmaArena {
     /// First device address of the arena.
     #[must_use]
     pub fn iova(&self) -> Iova {
-        Iova(IOVA_BASE)
+        self.0.device_address(0)
+    }
+
+    /// Removes the file of an arena of physical addresses, so that its pages end with the process.
+    /// Only once no device that was told of them can act on it any more: all were stopped.
+    pub fn remove_file(&self) {
+        if let Some(pages) = &self.0.physical {
+            pages.remove();
+        }
+    }
+
+    /// Whether device addresses are physical ones.
+    #[must_use]
+    pub fn is_physical(&self) -> bool {
+        self.0.physical.is_some()
     }
 
     /// Size of the arena.
@@ -234,6 +283,26 @@ impl Arena {
         self.buddy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Where a device sees the byte at `offset`. Within one allocation addresses follow each other.
+    #[inline]
+    fn device_address(&self, offset: usize) -> Iova {
+        match &self.physical {
+            None => Iova(IOVA_BASE + offset as u64),
+            Some(pages) => pages.addresses.at(offset),
+        }
+    }
+
+    /// The offset of `length` bytes that a device sees at `iova`, if all of them are here.
+    fn offset_of(&self, iova: Iova, length: usize) -> Option<usize> {
+        match &self.physical {
+            None => {
+                let offset = usize::try_from(iova.get().checked_sub(IOVA_BASE)?).ok()?;
+                (offset.checked_add(length)? <= self.length).then_some(offset)
+            }
+            Some(pages) => pages.addresses.find(iova, length),
+        }
+    }
+
     /// One buffer less shares the allocation at `head`; the last one frees it.
     fn release(&self, head: u32) {
         if self.references[head as usize].fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -255,7 +324,7 @@ struct Range {
 impl Range {
     #[inline]
     fn iova(&self) -> Iova {
-        Iova(IOVA_BASE + self.offset as u64)
+        self.arena.0.device_address(self.offset)
     }
 
     fn pointer(&self) -> *mut u8 {
@@ -438,132 +507,6 @@ impl Drop for DeviceBuffer {
 impl fmt::Debug for DeviceBuffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "DeviceBuffer({:#x}+{})", self.iova().get(), self.len())
-    }
-}
-
-/// Memory that CPU and device use at the same time: a submission or completion queue, a PRP
-/// list. Offsets are bytes; an access outside is the caller's mistake and panics. As with a
-/// [`DeviceBuffer`], dropping it puts its memory in quarantine; `reclaim` takes it back.
-pub struct SharedMemory {
-    /// The first word; valid for as long as `memory` is.
-    base: NonNull<AtomicU64>,
-    /// How many words there are.
-    words: usize,
-    memory: DeviceBuffer,
-}
-
-// SAFETY: `base` points into `memory`, which is `Send`; access is through atomics only.
-unsafe impl Send for SharedMemory {}
-// SAFETY: as above.
-unsafe impl Sync for SharedMemory {}
-
-impl SharedMemory {
-    fn new(memory: DeviceBuffer) -> Option<Self> {
-        let base = NonNull::new(memory.pointer().cast::<AtomicU64>())?;
-        assert!(base.is_aligned(), "allocations start at pages");
-        Some(Self { base, words: memory.len() / 8, memory })
-    }
-
-    #[inline]
-    fn words(&self) -> &[AtomicU64] {
-        // SAFETY: `base` is aligned and `words` words from it lie within `memory`, which lives as
-        // long as `self`. The CPU accesses this memory through these atomics only.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.words) }
-    }
-
-    /// Where the device sees the first byte.
-    #[must_use]
-    #[inline]
-    pub fn iova(&self) -> Iova {
-        self.memory.iova()
-    }
-
-    /// Length in bytes.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.memory.len()
-    }
-
-    /// Whether the length is 0.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Takes the memory back. Only code that has seen the device stop using it may call this: the
-    /// queue's deletion, or a reset that the device confirmed.
-    #[must_use]
-    pub fn reclaim(self) -> DmaBuffer {
-        self.memory.reclaim()
-    }
-
-    /// Loads eight bytes; what the device wrote before them is visible after it (acquire).
-    #[inline]
-    #[must_use]
-    pub fn load_acquire(&self, offset: usize) -> u64 {
-        assert!(offset.is_multiple_of(8), "no word starts at {offset}");
-        u64::from_le(self.words()[offset / 8].load(Ordering::Acquire))
-    }
-
-    /// Stores eight bytes with no ordering of its own; a doorbell's release orders it.
-    #[inline]
-    pub fn store(&self, offset: usize, value: u64) {
-        assert!(offset.is_multiple_of(8), "no word starts at {offset}");
-        self.words()[offset / 8].store(value.to_le(), Ordering::Relaxed);
-    }
-
-    /// The half of a word at `offset`. Memory that is used by halves is never used by words at the
-    /// same time.
-    fn half(&self, offset: usize) -> &AtomicU32 {
-        assert!(offset.is_multiple_of(4) && offset + 4 <= self.words * 8, "no half at {offset}");
-        // SAFETY: aligned and within `memory`, as just checked; `memory` lives as long as `self`.
-        unsafe { self.base.cast::<AtomicU32>().add(offset / 4).as_ref() }
-    }
-
-    /// Loads four bytes (acquire).
-    #[inline]
-    #[must_use]
-    pub fn load_half(&self, offset: usize) -> u32 {
-        u32::from_le(self.half(offset).load(Ordering::Acquire))
-    }
-
-    /// Stores four bytes: what was stored before is visible to who sees them (release).
-    #[inline]
-    pub fn store_half(&self, offset: usize, value: u32) {
-        self.half(offset).store(value.to_le(), Ordering::Release);
-    }
-
-    /// Stores `first`, `first + step` and so on, `count` words from `offset`, like `store`.
-    #[inline]
-    pub fn store_series(&self, offset: usize, count: usize, first: u64, step: u64) {
-        assert!(offset.is_multiple_of(8), "no word starts at {offset}");
-        let mut value = first;
-        for word in &self.words()[offset / 8..][..count] {
-            word.store(value.to_le(), Ordering::Relaxed);
-            value = value.wrapping_add(step);
-        }
-    }
-
-    /// Stores a whole 64-byte submission queue entry, with no ordering of its own.
-    #[inline]
-    pub fn store_entry(&self, index: usize, entry: &[u8; 64]) {
-        let words = &self.words()[index * 8..][..8];
-        for (word, bytes) in words.iter().zip(entry.as_chunks::<8>().0) {
-            word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
-        }
-    }
-
-    /// Sets everything to zero.
-    pub fn clear(&self) {
-        for word in self.words() {
-            word.store(0, Ordering::Relaxed);
-        }
-    }
-}
-
-impl fmt::Debug for SharedMemory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SharedMemory({:#x}+{})", self.iova().get(), self.len())
     }
 }
 

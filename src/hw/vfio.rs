@@ -15,8 +15,9 @@
 //! Dropping the transport switches bus mastering off, so that no memory is touched after it even
 //! if a doorbell still keeps the device open.
 //!
-//! Not offered: devices without an IOMMU, and two functions of one IOMMU group through the
-//! group's file (through an iommufd they are independent).
+//! A device without an IOMMU reaches all of the machine's memory; it is opened only where the caller
+//! asks for [`VfioAccess::NoIommu`], and works with an arena of physical addresses. Not offered: two
+//! functions of one IOMMU group through the group's file (through an iommufd they are independent).
 
 #![expect(unsafe_code, reason = "ioctls, mapped registers and a signal handler")]
 
@@ -136,7 +137,7 @@ impl VfioTransport {
         self.address
     }
 
-    /// Which of VFIO's two ways leads to the device.
+    /// Which of VFIO's ways leads to the device.
     #[must_use]
     pub fn access(&self) -> VfioAccess {
         self.space.access()

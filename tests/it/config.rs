@@ -157,6 +157,7 @@ driver = "nvme"
 pci = "0000:01:00.0"
 namespace = 2
 io_timeout = "5s"
+unsafe_no_iommu = true
 [[device]]
 name = "ram"
 driver = "memory"
@@ -195,7 +196,12 @@ format = "json"
     assert_eq!((mount.owner, mount.group, mount.mode), (Some(1000), Some(100), 0o640));
     let address: PciAddress = "0000:01:00.0".parse().unwrap();
     let expected = [
-        Driver::Nvme { address, namespace: NamespaceId(2), io_timeout: Duration::from_secs(5) },
+        Driver::Nvme {
+            address,
+            namespace: NamespaceId(2),
+            io_timeout: Duration::from_secs(5),
+            unsafe_no_iommu: true,
+        },
         Driver::Memory { size: ByteCount(64 << 20), block_size: BlockSize::B512 },
         Driver::File(Image {
             path: "/dev/sdz".into(),
@@ -226,7 +232,7 @@ fn unknown_keys_are_refused_with_a_hint() {
         "siez = \"1GiB\"",
         "c.toml:7: device.siez: unknown key \"siez\", expected one of \"name\", \"driver\", \
          \"path\", \"size\", \"block_size\", \"create\", \"pci\", \"namespace\", \"uuid\", \
-         \"io_timeout\"; \
+         \"io_timeout\", \"unsafe_no_iommu\"; \
          did you mean \"size\"?",
     );
     check(

@@ -42,12 +42,20 @@ pub(super) fn wanted(
 /// Namespaces of a controller on PCI, which vfio-pci must have.
 pub(super) fn attach_pci(
     name: &str,
-    address: PciAddress,
+    (address, access): (PciAddress, VfioAccess),
     wanted: Wanted,
     sites: &[Remote<Site>],
 ) -> anyhow::Result<Vec<(NvmeDevice, Attached)>> {
     // Vector 0 is the admin queue's; each reactor has one to sleep on.
-    let options = VfioOptions { vectors: count(sites).saturating_add(1), access: VfioAccess::Any };
+    let options = VfioOptions { vectors: count(sites).saturating_add(1), access };
+    if access == VfioAccess::NoIommu {
+        tracing::warn!(
+            controller = name,
+            pci = %address,
+            "UNSAFE: no IOMMU; this drive can overwrite any of the machine's memory, and so can a \
+             fault of this program"
+        );
+    }
     let transport = VfioTransport::open(address, options)?;
     let (access, vectors) = (transport.access(), transport.vectors());
     tracing::info!(controller = name, pci = %address, ?access, vectors, "controller taken");
@@ -63,7 +71,7 @@ pub(in crate::daemon) fn attach_on_request(
     sites: &[Remote<Site>],
 ) -> anyhow::Result<Vec<(String, NvmeDevice, Attached)>> {
     let wanted = wanted(None, config::DEFAULT_IO_TIMEOUT, sites);
-    let attached = attach_pci(name, address, wanted, sites)?;
+    let attached = attach_pci(name, (address, VfioAccess::Any), wanted, sites)?;
     let found: Vec<_> = attached
         .into_iter()
         .map(|(device, attached)| (format!("{name}n{}", attached.namespace), device, attached))

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::{DmaArena, IOVA_BASE};
+use super::DmaArena;
 use crate::units::Iova;
 
 /// The arena seen from the device's side: what an emulated controller may touch. Every access
@@ -31,14 +31,9 @@ impl DmaWindow {
 
     fn pointer(&self, iova: Iova, length: usize) -> Result<*mut u8, OutsideWindow> {
         let arena = &self.0.0;
-        let offset = iova.get().checked_sub(IOVA_BASE).and_then(|o| usize::try_from(o).ok());
-        match offset {
-            Some(offset) if offset.checked_add(length).is_some_and(|end| end <= arena.length) => {
-                // SAFETY: in bounds of the mapping, as just checked.
-                Ok(unsafe { arena.base.as_ptr().add(offset) })
-            }
-            _ => Err(OutsideWindow { iova, length }),
-        }
+        let offset = arena.offset_of(iova, length).ok_or(OutsideWindow { iova, length })?;
+        // SAFETY: in bounds of the mapping, with all `length` bytes, as just checked.
+        Ok(unsafe { arena.base.as_ptr().add(offset) })
     }
 
     /// Whether all `length` bytes at `iova` can be reached.

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::ioctl::Failed;
 use super::window::IovaRanges;
@@ -57,13 +57,42 @@ pub enum VfioError {
     },
     /// VFIO's mode without an IOMMU, in which a device can write all of the machine's memory.
     #[error(
-        "{device}: group {group} is in no-IOMMU mode, which lvolfs does not use; turn the IOMMU on"
+        "{device}: group {group} is in no-IOMMU mode; turn the IOMMU on, or accept that the drive \
+         can overwrite all of the machine's memory: unsafe_no_iommu = true of the device"
     )]
     NoIommuMode {
         /// The device.
         device: PciAddress,
         /// Its IOMMU group.
         group: u32,
+    },
+    /// The mode without an IOMMU is asked for, and the kernel does not offer it.
+    #[error(
+        "{device}: in no group: VFIO's mode without an IOMMU is off; run as root: mount/bind-vfio \
+         --unsafe-no-iommu {device}"
+    )]
+    NoIommuOff {
+        /// The device.
+        device: PciAddress,
+    },
+    /// The mode without an IOMMU is asked for where there is one.
+    #[error("{device}: group {group} has an IOMMU; take unsafe_no_iommu out of the configuration")]
+    HasIommu {
+        /// The device.
+        device: PciAddress,
+        /// Its IOMMU group.
+        group: u32,
+    },
+    /// The arena's addresses are of the other kind.
+    #[error(
+        "{device}: the DMA memory of this process has {} addresses; all of its NVMe devices on PCI \
+         must have unsafe_no_iommu = true, or none", if *.physical { "physical" } else { "an IOMMU's" }
+    )]
+    OtherAddresses {
+        /// The device.
+        device: PciAddress,
+        /// Whether they are physical ones.
+        physical: bool,
     },
     /// Other devices of the IOMMU group belong to drivers of the kernel.
     #[error("{device}: group {group} is not viable: {}", Neighbours(.neighbours))]
@@ -76,7 +105,7 @@ pub enum VfioError {
         neighbours: Vec<(PciAddress, String)>,
     },
     /// A file of VFIO's cannot be opened.
-    #[error("{device}: cannot open {}: {source}{}", .path.display(), open_remedy(.device, .source))]
+    #[error("{device}: cannot open {}: {source}{}", .path.display(), open_remedy(.device, .path, .source))]
     Open {
         /// The device.
         device: PciAddress,
@@ -243,8 +272,12 @@ impl fmt::Display for Neighbours<'_> {
     }
 }
 
-fn open_remedy(device: &PciAddress, source: &io::Error) -> String {
+fn open_remedy(device: &PciAddress, path: &Path, source: &io::Error) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
     match source.raw_os_error() {
+        Some(libc::EPERM) if name.starts_with("noiommu-") => {
+            "; without an IOMMU it takes CAP_SYS_RAWIO, whoever owns the file".to_owned()
+        }
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
             "; load the modules: modprobe -a vfio-pci vfio_iommu_type1".to_owned()
         }
@@ -302,6 +335,15 @@ mod tests {
             (open(libc::ENOENT), "modprobe"),
             (open(libc::EACCES), "--owner USER 0000:01:00.0"),
             (open(libc::EBUSY), "another process"),
+            (
+                VfioError::Open {
+                    device,
+                    path: "/dev/vfio/noiommu-0".into(),
+                    source: errno(libc::EPERM),
+                },
+                "CAP_SYS_RAWIO",
+            ),
+            (VfioError::OtherAddresses { device, physical: true }, "has physical addresses"),
             (failed("VFIO_SET_IOMMU", libc::EPERM), "allow_unsafe_interrupts"),
             (failed("VFIO_DEVICE_SET_IRQS", libc::EIO), "VFIO_DEVICE_SET_IRQS: Input/output"),
             (

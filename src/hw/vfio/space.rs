@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use vfio_bindings::bindings::vfio::VFIO_TYPE1v2_IOMMU;
+use vfio_bindings::bindings::vfio::{VFIO_NOIOMMU_IOMMU, VFIO_TYPE1v2_IOMMU};
 
 use super::error::VfioError;
 use super::ioctl;
@@ -32,6 +32,9 @@ pub enum VfioAccess {
     Group,
     /// The device's own file and an iommufd.
     Iommufd,
+    /// The group of a device that no IOMMU stands before: VFIO's mode for those who accept that the
+    /// device reaches all of the machine's memory.
+    NoIommu,
 }
 
 /// What a device can reach, for as long as this lives.
@@ -41,6 +44,8 @@ pub(super) enum Space {
     Container { container: File, _group: File },
     /// An iommufd and the number of an address space in it.
     Iommufd { iommufd: File, ioas: u32 },
+    /// A container that translates nothing.
+    Physical { _container: File, _group: File },
 }
 
 impl Space {
@@ -55,6 +60,7 @@ impl Space {
         match access {
             VfioAccess::Group => group(),
             VfioAccess::Iommufd => iommufd(),
+            VfioAccess::NoIommu => Self::open_without_iommu(function, dev),
             VfioAccess::Any => match iommufd() {
                 Err(VfioError::Open { .. } | VfioError::Unsupported { .. }) => group(),
                 result => result,
@@ -86,12 +92,10 @@ impl Space {
         }
         let container = open(address, folder.join("vfio"))?;
         let group = open(address, folder.join(number.to_string()))?;
-        let unsupported = |missing| VfioError::Unsupported { device: address, missing };
-        if !ioctl::speaks_our_version(&container).map_err(failed)? {
-            return Err(unsupported("version 0 of the interface"));
-        }
+        check_version(address, &container)?;
         if !ioctl::offers(&container, VFIO_TYPE1v2_IOMMU).map_err(failed)? {
-            return Err(unsupported("the IOMMU type 1 (version 2)"));
+            let missing = "the IOMMU type 1 (version 2)";
+            return Err(VfioError::Unsupported { device: address, missing });
         }
         if !ioctl::is_viable(&group).map_err(failed)? {
             return Err(not_viable(function, number));
@@ -102,11 +106,30 @@ impl Space {
         Ok((device, Self::Container { container, _group: group }))
     }
 
-    /// Which of the two ways was taken.
+    fn open_without_iommu(function: &PciFunction, dev: &Path) -> Result<(File, Self), VfioError> {
+        let address = function.address();
+        let failed = VfioError::call(address);
+        let number = function.iommu_group().ok_or(VfioError::NoIommuOff { device: address })?;
+        let folder = dev.join("vfio");
+        if folder.join(number.to_string()).exists() {
+            return Err(VfioError::HasIommu { device: address, group: number });
+        }
+        let container = open(address, folder.join("vfio"))?;
+        let group = open(address, folder.join(format!("noiommu-{number}")))?;
+        check_version(address, &container)?;
+        // Only offered to a container with such a group.
+        ioctl::set_container(&group, &container).map_err(failed)?;
+        ioctl::set_iommu(&container, VFIO_NOIOMMU_IOMMU).map_err(failed)?;
+        let device = ioctl::open_device(&group, &address.to_string()).map_err(failed)?;
+        Ok((device, Self::Physical { _container: container, _group: group }))
+    }
+
+    /// Which way was taken.
     pub(super) fn access(&self) -> VfioAccess {
         match self {
             Self::Container { .. } => VfioAccess::Group,
             Self::Iommufd { .. } => VfioAccess::Iommufd,
+            Self::Physical { .. } => VfioAccess::NoIommu,
         }
     }
 
@@ -115,12 +138,18 @@ impl Space {
         let pairs = match self {
             Self::Container { container, .. } => ioctl::container_ranges(container),
             Self::Iommufd { iommufd, ioas } => ioctl::ioas_ranges(iommufd, *ioas),
+            // All of the machine's memory.
+            Self::Physical { .. } => Ok(Vec::new()),
         };
         pairs.map(IovaRanges::new).map_err(VfioError::call(device))
     }
 
-    /// Maps the arena, which must lie in `ranges`.
+    /// Maps the arena, which must lie in `ranges`. Without an IOMMU there is nothing to map: the
+    /// arena's addresses must be the machine's.
     pub(super) fn map(&self, device: PciAddress, arena: &DmaArena) -> Result<(), VfioError> {
+        if arena.is_physical() != matches!(self, Self::Physical { .. }) {
+            return Err(VfioError::OtherAddresses { device, physical: arena.is_physical() });
+        }
         let ranges = self.ranges(device)?;
         let (first, size) = (arena.iova(), arena.size());
         if !ranges.contain(first, size) {
@@ -129,6 +158,7 @@ impl Space {
         let mapped = match self {
             Self::Container { container, .. } => ioctl::container_map(container, arena),
             Self::Iommufd { iommufd, ioas } => ioctl::ioas_map(iommufd, *ioas, arena),
+            Self::Physical { .. } => Ok(()),
         };
         mapped.map_err(|failed| match failed.source.raw_os_error() {
             Some(libc::ENOMEM) => VfioError::MemoryLimit {
@@ -146,6 +176,13 @@ impl Space {
 fn open(device: PciAddress, path: PathBuf) -> Result<File, VfioError> {
     let opened = File::options().read(true).write(true).open(&path);
     opened.map_err(|source: io::Error| VfioError::Open { device, path, source })
+}
+
+fn check_version(device: PciAddress, container: &File) -> Result<(), VfioError> {
+    match ioctl::speaks_our_version(container).map_err(VfioError::call(device))? {
+        true => Ok(()),
+        false => Err(VfioError::Unsupported { device, missing: "version 0 of the interface" }),
+    }
 }
 
 fn not_viable(function: &PciFunction, group: u32) -> VfioError {
@@ -222,5 +259,15 @@ mod tests {
         std::fs::write(dev.path().join("vfio/noiommu-12"), "").unwrap();
         let text = refusal("0000:02:00.0", VfioAccess::Group);
         assert!(text.contains("group 12 is in no-IOMMU mode"), "{text}");
+        let text = refusal("0000:02:00.0", VfioAccess::NoIommu);
+        assert!(text.contains("group 12 has an IOMMU"), "{text}");
+        std::fs::remove_file(dev.path().join("vfio/12")).unwrap();
+        let text = refusal("0000:02:00.0", VfioAccess::NoIommu);
+        assert!(
+            text.contains("VFIO_GET_API_VERSION: ") && text.contains("(os error 25)"),
+            "{text}"
+        );
+        let text = refusal("0000:03:00.0", VfioAccess::NoIommu);
+        assert!(text.contains("bind-vfio --unsafe-no-iommu 0000:03:00.0"), "{text}");
     }
 }

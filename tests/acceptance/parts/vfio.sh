@@ -5,8 +5,8 @@
 
 part_about="NVMe drives through VFIO, in a QEMU guest with an IOMMU"
 part_packages=(qemu-system-x86 busybox-static cpio kmod xz-utils zstd python3 jq
-    fio e2fsprogs fuse3)
-part_checks=(bind probe unplug serve faults stalls power_loss crash)
+    fio e2fsprogs fuse3 gcc make)
+part_checks=(bind probe unplug serve faults stalls power_loss crash cdev no_iommu)
 
 guest=$checkout/tests/acceptance/guest
 guest_folder=$checkout/target/guest
@@ -49,6 +49,26 @@ vfio_bind() {
 
 vfio_probe() {
     guest_probe --drive 64M --program setpriv "$guest/checks/probe"
+}
+
+# What Debian's kernels leave out of VFIO: its modules are built anew from their source.
+rebuilt_vfio() {
+    [[ -n $long ]] || skip "only with --long: it builds the kernel's VFIO modules"
+    [[ $(uname -m) == x86_64 ]] || skip "the guest is an x86-64 machine"
+    "$guest/rebuild-vfio" "$guest_folder-vfio"
+}
+
+vfio_cdev() {
+    rebuilt_vfio
+    build_probe
+    guest_daemon --folder "$guest_folder-vfio" --drive 256M --timeout 180 \
+        --program "$probe" --file "$probe" "$guest/checks/cdev"
+}
+
+vfio_no_iommu() {
+    rebuilt_vfio
+    guest_daemon --folder "$guest_folder-vfio" --no-iommu --kernel hugepages=64 --drive 256M \
+        --timeout 240 "$guest/checks/no_iommu"
 }
 
 vfio_unplug() {
@@ -185,7 +205,8 @@ vfio_crash() {
         : >guest.log
         guest_daemon --drive 256M "$guest/checks/crash" $kills >guest.log 2>&1 &
         booted=$!
-        wait_for 200 "a writer" grep -qE '^fsynced 1[2-9]|^FAILED|^stopped at [.]' guest.log
+        wait_for 200 "a writer" grep -qE \
+            '^fsynced 1[2-9]|^FAILED|^stopped at [.]|: the guest ended|: not done' guest.log
         # The machine ends with the reset, as `boot` wants it.
         how=quit
         ((round % 2)) || how=system_reset
@@ -193,6 +214,7 @@ vfio_crash() {
         wait $booted || true
         cat guest.log
         ! grep -E '^FAILED|^stopped at [.]' guest.log || fail "the guest's script failed"
+        grep -q '^fsynced 12' guest.log || fail "the guest ended before it wrote"
         numbers_are_there guest/drive0.img "$(last_number fsynced guest.log)" 1000000
         # Only the first guest kills daemons.
         kills=0

@@ -262,40 +262,21 @@ mod nvme_device {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use lvolfs::block::nvme::{NvmeChannel, NvmeController, NvmeDevice, Wanted};
-    use lvolfs::emulated::{
-        EmulatedController, Fault, FaultAction, Memory, MemoryGeometry, Settings,
-    };
-    use lvolfs::hw::event::EventFd;
-    use lvolfs::reactor::{Instant, Poller, ReactorOptions, Registration, Wait};
+    use lvolfs::block::nvme::NvmeChannel;
+    use lvolfs::emulated::{Fault, FaultAction, Settings};
+
+    use lvolfs::reactor::{ReactorOptions, Wait};
     use lvolfs::spec::command::IoOpcode;
     use lvolfs::spec::log::LogPage;
-    use lvolfs::units::NamespaceId;
 
     use super::*;
-
-    struct Stepped(Arc<EmulatedController>);
-
-    impl Poller for Stepped {
-        fn poll(&self, _now: Instant) -> usize {
-            self.0.step(64)
-        }
-        fn outstanding(&self) -> bool {
-            false
-        }
-        fn event(&self) -> Option<Arc<EventFd>> {
-            None
-        }
-    }
+    use crate::drive::EmulatedDrive;
 
     struct Bench {
         reactor: Rc<Reactor>,
         arena: DmaArena,
-        emulated: Arc<EmulatedController>,
-        device: NvmeDevice,
         channel: NvmeChannel,
-        controller: NvmeController,
-        _steps: Registration,
+        drive: EmulatedDrive,
     }
 
     fn bench(block_size: BlockSize, settings: Settings) -> Bench {
@@ -304,19 +285,11 @@ mod nvme_device {
 
     fn bench_on(reactor: Rc<Reactor>, block_size: BlockSize, settings: Settings) -> Bench {
         let arena = arena();
-        let blocks = BlockCount(SIZE.get() >> block_size.shift());
-        let memory = Memory::new(MemoryGeometry::new(block_size, blocks));
-        let emulated = EmulatedController::new(settings, memory).unwrap();
-        let steps = reactor.register(Rc::new(Stepped(Arc::clone(&emulated))));
-        let wanted = Wanted::new(Some(NamespaceId(1)), 1);
-        let transport = Arc::clone(&emulated);
-        let opened = NvmeController::open(&reactor, &arena, transport, &wanted);
-        let (controller, devices) = reactor.block_on(opened).unwrap();
-        let [device] = &*devices else { panic!("one namespace was asked for") };
-        let channel = device.channel(&reactor, &arena).unwrap();
-        assert!(device.channel(&reactor, &arena).is_err(), "one queue pair was asked for");
-        let device = device.clone();
-        Bench { reactor, arena, emulated, device, channel, controller, _steps: steps }
+        let drive = EmulatedDrive::open(&reactor, &arena, (SIZE, block_size), settings, 1);
+        let channel = drive.device.channel(&reactor, &arena).unwrap();
+        let second = drive.device.channel(&reactor, &arena);
+        assert!(second.is_err(), "one queue pair was asked for");
+        Bench { reactor, arena, channel, drive }
     }
 
     #[test]
@@ -329,8 +302,8 @@ mod nvme_device {
             let suite = conforms(&bench.reactor, &bench.arena, bench.channel.clone());
             bench.reactor.block_on(suite);
             drop(bench.channel);
-            bench.reactor.block_on(bench.controller.shut_down()).unwrap();
-            let counters = bench.emulated.counters();
+            bench.reactor.block_on(bench.drive.controller.shut_down()).unwrap();
+            let counters = bench.drive.emulated.counters();
             assert_eq!((counters.outside_window, counters.invalid_doorbells), (0, 0));
         }
     }
@@ -341,7 +314,7 @@ mod nvme_device {
             let settings = Settings { deallocate_features, ..Settings::default() };
             let bench = bench(BlockSize::B4096, settings);
             bench.reactor.block_on(bench.channel.write_zeroes(Lba(3), BlockCount(9))).unwrap();
-            let counters = bench.emulated.counters();
+            let counters = bench.drive.emulated.counters();
             let counted = (counters.write_zeroes, counters.deallocating_write_zeroes);
             assert_eq!(counted, (1, expected), "DLFEAT {deallocate_features:#x}");
         }
@@ -374,21 +347,17 @@ mod nvme_device {
         let reactor = reactor();
         let arena = arena();
         for round in 0..20 {
-            let memory = Memory::new(MemoryGeometry::new(BlockSize::B4096, BlockCount(1 << 12)));
+            let size = (ByteCount(16 << 20), BlockSize::B4096);
             let settings = Settings { shadow_doorbells: round % 2 == 0, ..Settings::default() };
-            let emulated = EmulatedController::new(settings, memory).unwrap();
-            let _steps = reactor.register(Rc::new(Stepped(Arc::clone(&emulated))));
-            let wanted = Wanted::new(None, 2);
-            let opened = NvmeController::open(&reactor, &arena, emulated, &wanted);
-            let (controller, devices) = reactor.block_on(opened).unwrap();
-            let channel = devices[0].channel(&reactor, &arena).unwrap();
+            let drive = EmulatedDrive::open(&reactor, &arena, size, settings, 2);
+            let channel = drive.device.channel(&reactor, &arena).unwrap();
             let buffer = filled(&arena, 4096, 1);
             let written = channel.write(Lba(0), buffer, Durability::Cached);
             drop(reactor.block_on(written).unwrap());
             // In the order in which the daemon detaches: one channel was never taken.
             drop(channel);
-            reactor.block_on(controller.shut_down()).unwrap();
-            drop((controller, devices));
+            reactor.block_on(drive.controller.shut_down()).unwrap();
+            drop(drive);
             assert_eq!(arena.free(), arena.size(), "round {round}");
         }
     }
@@ -402,9 +371,9 @@ mod nvme_device {
             let fail = |code: lvolfs::spec::status::StatusCode| {
                 Fault::new(FaultAction::Fail(code.into())).on_opcode(IoOpcode::READ.0)
             };
-            bench.emulated.inject(fail(internal).times(2));
+            bench.drive.emulated.inject(fail(internal).times(2));
             let buffer = bench.channel.read(Lba(0), filled(&bench.arena, 4096, 1)).await.unwrap();
-            bench.emulated.inject(fail(medium));
+            bench.drive.emulated.inject(fail(medium));
             let failed = bench.channel.read(Lba(0), buffer).await.unwrap_err();
             assert!(matches!(failed.error, BlockError::Nvme { .. }), "{:?}", failed.error);
             let buffer = failed.buffer.expect("the buffer comes back");
@@ -424,15 +393,15 @@ mod nvme_device {
         bench.reactor.block_on(async {
             write().await.unwrap();
             bench.channel.flush().await.unwrap();
-            bench.emulated.fail();
+            bench.drive.emulated.fail();
             settle().await;
             bench.channel.flush().await.expect("everything had been flushed before the reset");
             write().await.unwrap();
-            bench.controller.reset().await.unwrap();
+            bench.drive.controller.reset().await.unwrap();
             settle().await;
             bench.channel.flush().await.expect("the cache was written out before the reset");
             write().await.unwrap();
-            bench.emulated.fail();
+            bench.drive.emulated.fail();
             settle().await;
             assert_eq!(bench.channel.flush().await, Err(BlockError::CacheLost));
             let back = bench.channel.read(Lba(3), filled(&bench.arena, 4096, 0)).await.unwrap();
@@ -443,19 +412,19 @@ mod nvme_device {
     #[test]
     fn a_controller_that_is_pulled_out_ends_every_command_and_is_let_go_of() {
         let bench = bench(BlockSize::B4096, Settings::default());
-        assert_eq!(bench.device.failure(), None);
+        assert_eq!(bench.drive.device.failure(), None);
         bench.reactor.block_on(async {
-            bench.emulated.unplug();
+            bench.drive.emulated.unplug();
             let read = bench.channel.read(Lba(0), filled(&bench.arena, 4096, 0)).await;
             assert!(read.is_err());
             assert!(bench.channel.flush().await.is_err());
-            assert!(bench.controller.reset().await.is_err());
-            assert!(bench.controller.read_log(LogPage::SMART, 512).await.is_err());
+            assert!(bench.drive.controller.reset().await.is_err());
+            assert!(bench.drive.controller.read_log(LogPage::SMART, 512).await.is_err());
         });
-        assert!(bench.controller.is_over());
-        assert!(bench.device.failure().unwrap().contains("unplugged"), "says why");
+        assert!(bench.drive.controller.is_over());
+        assert!(bench.drive.device.failure().unwrap().contains("unplugged"), "says why");
         // Nothing but the bench has the controller any more: no doorbell, no transport.
-        assert_eq!(Arc::strong_count(&bench.emulated), 2, "the bench and its steps");
+        assert_eq!(Arc::strong_count(&bench.drive.emulated), 2, "the bench and its steps");
     }
 
     #[test]
@@ -466,10 +435,10 @@ mod nvme_device {
                 (0..8).map(|lba| bench.channel.read(Lba(lba), filled(&bench.arena, 4096, 0)));
             let logs = async {
                 for page in [LogPage::SMART, LogPage::ERROR] {
-                    let log = bench.controller.read_log(page, 512).await.unwrap();
+                    let log = bench.drive.controller.read_log(page, 512).await.unwrap();
                     assert_eq!(log.len(), 512);
                 }
-                bench.controller.read_log(LogPage::SMART, 512).await.unwrap()
+                bench.drive.controller.read_log(LogPage::SMART, 512).await.unwrap()
             };
             let (reads, smart) =
                 futures_util::future::join(futures_util::future::join_all(reads), logs).await;

@@ -10,6 +10,7 @@ mod block;
 mod cli;
 mod config;
 mod control;
+mod drive;
 mod emulated;
 mod fuse_mount;
 mod fuse_operations;

@@ -2,18 +2,14 @@
 //! survives. The tables are typed from the specification, not from the code.
 
 use std::path::Path;
-use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use lvolfs::block::AnyDevice;
-use lvolfs::block::nvme::{NvmeController, Wanted};
-use lvolfs::emulated::{EmulatedController, Fault, FaultAction, Memory, MemoryGeometry, Settings};
+use lvolfs::emulated::{Fault, FaultAction, Settings};
 use lvolfs::hw::dma::DmaArena;
-use lvolfs::hw::event::EventFd;
 use lvolfs::nvmf::model::AnaState;
 use lvolfs::nvmf::pdu::Digests;
-use lvolfs::reactor::{Instant, Poller, Reactor, ReactorOptions};
+use lvolfs::reactor::{Reactor, ReactorOptions};
 use lvolfs::spec::command::{
     ALL_NAMESPACES, AdminOpcode, DsmRange, Feature, ForceUnitAccess, IdentifyKind, IoOpcode,
     SubmissionEntry,
@@ -23,7 +19,7 @@ use lvolfs::spec::reservation::{
     AcquireAction, HostId, PersistenceChange, RegisterAction, ReleaseAction,
 };
 use lvolfs::spec::status::StatusCode;
-use lvolfs::units::{BlockCount, BlockSize, ByteCount, Lba, NamespaceId};
+use lvolfs::units::{BlockSize, ByteCount, Lba, NamespaceId};
 use lvolfs::volume::{DRAIN_LIMIT, Directory, Hosts, Keeping};
 use zerocopy::IntoBytes;
 
@@ -31,6 +27,7 @@ use super::host::{Answer, Host, Identity};
 use super::io::{exchange, pattern, read, with_opcode, write};
 use super::pipe::Pipe;
 use super::rig::{BLOCK, Connected, ONE, Rig, SUBSYSTEM, TWO, local, real_reactor, with_rig};
+use crate::drive::EmulatedDrive;
 use crate::fuse_operations::{Served, memory_device};
 
 const CONFLICT: StatusCode = StatusCode::RESERVATION_CONFLICT;
@@ -639,35 +636,16 @@ fn events_are_armed_by_reading() {
     });
 }
 
-struct Stepped(Arc<EmulatedController>);
-
-impl Poller for Stepped {
-    fn poll(&self, _now: Instant) -> usize {
-        self.0.step(64)
-    }
-    fn outstanding(&self) -> bool {
-        false
-    }
-    fn event(&self) -> Option<Arc<EventFd>> {
-        None
-    }
-}
-
 /// The drive holds a write of B while A preempts it. Plain, A is answered at once; with abort, when
 /// the write has ended. From then on B is refused, also where its data was still to come.
 #[test]
 fn preempt_and_abort_waits_for_what_is_in_flight() {
     let reactor = Reactor::new(ReactorOptions::deterministic()).unwrap();
     let arena = DmaArena::new(ByteCount(32 << 20), false).unwrap();
-    let blocks = BlockCount((64 << 20) >> BlockSize::B4096.shift());
-    let medium = Memory::new(MemoryGeometry::new(BlockSize::B4096, blocks));
-    let emulated = EmulatedController::new(Settings::default(), medium).unwrap();
-    let _steps = reactor.register(Rc::new(Stepped(Arc::clone(&emulated))));
-    let wanted = Wanted::new(Some(NamespaceId(1)), 3);
-    let transport = Arc::clone(&emulated);
-    let opened = NvmeController::open(&reactor, &arena, transport, &wanted);
-    let (controller, devices) = reactor.block_on(opened).unwrap();
-    let device = AnyDevice::Nvme(devices[0].clone());
+    let size = (ByteCount(64 << 20), BlockSize::B4096);
+    let drive = EmulatedDrive::open(&reactor, &arena, size, Settings::default(), 3);
+    let emulated = &drive.emulated;
+    let device = AnyDevice::Nvme(drive.device.clone());
     reactor.block_on(async {
         let served = Served::format_in(&reactor, device, arena.clone(), Directory::default());
         let rig = Rig::of(served.await).await;
@@ -730,7 +708,7 @@ fn preempt_and_abort_waits_for_what_is_in_flight() {
         drop((a, b, other));
         rig.service.drain().await;
     });
-    reactor.block_on(controller.shut_down()).unwrap();
+    reactor.block_on(drive.controller.shut_down()).unwrap();
 }
 
 fn arena() -> DmaArena {

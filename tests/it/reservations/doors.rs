@@ -10,33 +10,32 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lvolfs::block::memory::MemoryDevice;
-use lvolfs::block::nvme::{NvmeController, Wanted};
 use lvolfs::block::{AnyChannel, AnyDevice, Durability};
-use lvolfs::emulated::{EmulatedController, Fault, FaultAction, Memory, MemoryGeometry, Settings};
+use lvolfs::emulated::{Fault, FaultAction, Settings};
 use lvolfs::fuse::errno::Errno;
 use lvolfs::fuse::openings::Openings;
 use lvolfs::fuse::operations::Operations;
 use lvolfs::fuse::reply::Reply;
 use lvolfs::fuse::request::{Caller, FileHandle, NodeId, Operation, Request};
 use lvolfs::hw::dma::{DmaArena, DmaBuffer};
-use lvolfs::hw::event::EventFd;
 use lvolfs::lvol::FormatOptions;
 use lvolfs::lvol::format::LayoutOptions;
 use lvolfs::reactor::policy::SpinPermits;
-use lvolfs::reactor::{Clock, Instant, Poller, Reactor, ReactorOptions, Wait};
+use lvolfs::reactor::{Clock, Reactor, ReactorOptions, Wait};
 use lvolfs::reservation::{
     Acquire, Command, ExistingKey, Key, Persistence, Register, ReservationType, Reservations,
     Rights,
 };
 use lvolfs::spec::command::IoOpcode;
 use lvolfs::spec::status::StatusCode;
-use lvolfs::units::{BlockCount, BlockSize, ByteCount, ByteOffset, NamespaceId};
+use lvolfs::units::{BlockSize, ByteCount, ByteOffset};
 use lvolfs::volume::{
     Attributes, Catalog, Directory, Entry, Error, Hosts, Keeping, NewVolume, Pool, PoolOwner,
     RESERVATIONS_ATTRIBUTE, Store, Volume,
 };
 
 use super::{acquire, host, kinds, register};
+use crate::drive::EmulatedDrive;
 
 const SIZE: u64 = 4 << 20;
 const BLOCK: usize = 4096;
@@ -279,35 +278,16 @@ fn a_file_answers_ebade() {
     });
 }
 
-struct Stepped(Arc<EmulatedController>);
-
-impl Poller for Stepped {
-    fn poll(&self, _now: Instant) -> usize {
-        self.0.step(64)
-    }
-    fn outstanding(&self) -> bool {
-        false
-    }
-    fn event(&self) -> Option<Arc<EventFd>> {
-        None
-    }
-}
-
 /// A drive holds a write of B. A preempt of B is answered at once, a preempt and abort when the
 /// write has ended; meanwhile B is refused, and others are served.
 #[test]
 fn preempt_and_abort_waits_for_what_is_in_flight() {
     let reactor = Reactor::new(ReactorOptions::deterministic()).unwrap();
     let arena = DmaArena::new(ByteCount(16 << 20), false).unwrap();
-    let blocks = BlockCount((64 << 20) >> BlockSize::B4096.shift());
-    let medium = Memory::new(MemoryGeometry::new(BlockSize::B4096, blocks));
-    let emulated = EmulatedController::new(Settings::default(), medium).unwrap();
-    let _steps = reactor.register(Rc::new(Stepped(Arc::clone(&emulated))));
-    let wanted = Wanted::new(Some(NamespaceId(1)), 1);
-    let transport = Arc::clone(&emulated);
-    let opened = NvmeController::open(&reactor, &arena, transport, &wanted);
-    let (controller, devices) = reactor.block_on(opened).unwrap();
-    let channel = AnyChannel::Nvme(devices[0].channel(&reactor, &arena).unwrap());
+    let size = (ByteCount(64 << 20), BlockSize::B4096);
+    let drive = EmulatedDrive::open(&reactor, &arena, size, Settings::default(), 1);
+    let emulated = &drive.emulated;
+    let channel = AnyChannel::Nvme(drive.device.channel(&reactor, &arena).unwrap());
     reactor.block_on(async {
         let rig = Rig::format_in(&reactor, arena.clone(), channel, Keeping::Nowhere).await;
         assert!(rig.can_write('A').await, "the cluster is allocated");
@@ -347,7 +327,7 @@ fn preempt_and_abort_waits_for_what_is_in_flight() {
         }
         rig.owner.close(&rig.pool).await.unwrap();
     });
-    reactor.block_on(controller.shut_down()).unwrap();
+    reactor.block_on(drive.controller.shut_down()).unwrap();
 }
 
 /// What a restart finds, after a close and after a crash, kept in files and in the volume.

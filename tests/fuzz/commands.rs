@@ -130,6 +130,8 @@ struct Connection {
     open: bool,
     /// Only whole PDUs were sent, so that answers can be counted.
     orderly: bool,
+    /// Two commands may have one identifier, so that which of them is meant cannot be told.
+    ambiguous: bool,
 }
 
 impl Connection {
@@ -147,6 +149,7 @@ impl Connection {
             identity: Identity::new(SUBSYSTEM, HOST),
             open: true,
             orderly: true,
+            ambiguous: false,
         }
     }
 
@@ -204,8 +207,7 @@ impl Connection {
             Pdu::Response(completion) => self.answered(completion),
             Pdu::ControllerData { command, offset, length, success, .. } => {
                 let end = u64::from(offset) + u64::from(length);
-                let room = |sent: &Sent| u64::from(sent.length) >= end;
-                let known = self.outstanding.get(&command).is_some_and(|all| all.iter().any(room));
+                let known = self.is_outstanding(command, |sent| u64::from(sent.length) >= end);
                 assert!(known || !self.orderly, "data that nobody asked for: {pdu:?}");
                 if success {
                     let status = lvolfs::spec::status::Status::SUCCESS;
@@ -213,8 +215,7 @@ impl Connection {
                 }
             }
             Pdu::ReadyToTransfer { command, tag, offset, length } => {
-                let of = |sent: &Sent| sent.length == length;
-                let known = self.outstanding.get(&command).is_some_and(|all| all.iter().any(of));
+                let known = self.is_outstanding(command, |sent| sent.length == length);
                 assert!(known || !self.orderly, "asks for data of no command: {pdu:?}");
                 assert!(tag > 0 && offset == 0 && length > 0, "{pdu:?}");
                 self.requests.push_back(Request { command, tag, sent: 0, length });
@@ -222,6 +223,12 @@ impl Connection {
             Pdu::Terminate { .. } => self.open = false,
             other => panic!("the target sent {other:?}"),
         }
+    }
+
+    /// Whether there is a command with this identifier of which `meant` can be true.
+    fn is_outstanding(&self, command: u16, meant: impl Fn(&Sent) -> bool) -> bool {
+        let all = self.outstanding.get(&command);
+        all.is_some_and(|all| all.iter().any(|sent| self.ambiguous || meant(sent)))
     }
 
     fn answered(&mut self, completion: CompletionEntry) {
@@ -461,6 +468,7 @@ impl Player<'_> {
         let entry = entry.with_sgl(SglDescriptor { address: 0, length, kind });
         if flags & 64 != 0 {
             connection.next = connection.next.wrapping_sub(1);
+            connection.ambiguous = true;
         }
         let admin = connection.controller.is_some();
         let event = admin && entry.admin_opcode() == AdminOpcode::ASYNC_EVENT_REQUEST;

@@ -236,14 +236,18 @@ fn first_writes(bench: &Bench, ready: bool) {
             again.push(begin.elapsed() / WRITES as u32);
         });
     }
-    let mean = |times: &[Duration]| times.iter().sum::<Duration>().as_secs_f64();
+    let median = |times: &[Duration]| {
+        let mut times = times.to_vec();
+        times.sort_unstable();
+        times[times.len() / 2].as_secs_f64()
+    };
     println!(
         "random 4 KiB writes into a thin volume with 1 MiB clusters, {}: first {}, again {}; ratio \
-         {:.1}",
+         of medians {:.1}",
         if ready { "zeroed clusters ready" } else { "none ready" },
         told(first.clone()),
         told(again.clone()),
-        mean(&first) / mean(&again)
+        median(&first) / median(&again)
     );
 }
 

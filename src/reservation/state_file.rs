@@ -1,5 +1,5 @@
 //! The file in which a namespace's state outlives a power loss. It is replaced as a whole (see
-//! [`replacement`](super::replacement)): a crash at any point leaves the old state or the new one.
+//! [`replacement`]): a crash at any point leaves the old state or the new one.
 //! A store whose last step fails fails, and the next one writes whatever it has to say.
 //!
 //! Everything here blocks on the file system: never call it on a reactor.

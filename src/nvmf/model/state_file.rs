@@ -1,5 +1,5 @@
 //! The file in which what was changed at run time outlives a restart. It is replaced as a whole
-//! (see [`replacement`](crate::reservation::replacement)), in a folder that the first change makes:
+//! (see [`replacement`]), in a folder that the first change makes:
 //! a crash at any point leaves the old state or the new one.
 //!
 //! The file carries a checksum of its state: one that is damaged, or was changed by hand, is never

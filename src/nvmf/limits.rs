@@ -39,7 +39,7 @@ pub const TIME_TO_INITIALIZE: Duration = Duration::from_secs(10);
 pub const TIME_TO_CONNECT: Duration = Duration::from_secs(20);
 /// Time for a peer to take what is sent.
 pub const TIME_TO_SEND: Duration = Duration::from_secs(30);
-/// Time for a host to send what it was asked for.
+/// Time for a host to send data that it was asked for, and the second half of a fused pair.
 pub const TIME_FOR_DATA: Duration = Duration::from_secs(30);
 /// Time for a peer to close after a terminating PDU.
 pub const TIME_TO_CLOSE: Duration = Duration::from_secs(5);

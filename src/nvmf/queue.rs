@@ -102,11 +102,15 @@ enum State {
     /// The command was answered, its data is still to come and thrown away.
     Swallowing {
         left: usize,
+        since: Instant,
     },
     /// It is an Asynchronous Event Request.
     Event,
     /// The first half of a pair whose data is there.
-    Half(Option<DmaBuffer>),
+    Half {
+        data: Option<DmaBuffer>,
+        since: Instant,
+    },
     Running,
     /// Aborted and answered; its task still has to find that out.
     Aborted,
@@ -288,11 +292,14 @@ impl Queue {
         })
     }
 
-    /// Whether a host was asked for data too long ago.
+    /// Whether a host owes data, also of a command that was answered already, or the second half of
+    /// a pair, since too long ago.
     pub(super) fn waits_too_long(&self, now: Instant) -> bool {
         let commands = self.commands.borrow();
         commands.iter().any(|(_, command)| match command.state {
-            State::Collecting { since, .. } => now.since(since) > TIME_FOR_DATA,
+            State::Collecting { since, .. }
+            | State::Swallowing { since, .. }
+            | State::Half { since, .. } => now.since(since) > TIME_FOR_DATA,
             _ => false,
         })
     }
@@ -355,7 +362,7 @@ impl Queue {
         if let Some(command) = self.commands.borrow_mut().get_mut(key) {
             command.state = match command.state {
                 // While it waited for memory; the data in its capsule still comes.
-                State::Aborted => State::Swallowing { left: buffer.len() },
+                State::Aborted => State::Swallowing { left: buffer.len(), since },
                 _ => State::Collecting { buffer, received: 0, asked, since },
             };
         }
@@ -385,8 +392,9 @@ impl Queue {
     }
 
     fn swallow(&self, key: usize, left: usize) {
+        let since = self.service.reactor.now();
         if let Some(command) = self.commands.borrow_mut().get_mut(key) {
-            command.state = State::Swallowing { left };
+            command.state = State::Swallowing { left, since };
         }
     }
 

@@ -268,7 +268,9 @@ impl Service {
         } else if queue.sending.get().is_some_and(|since| now.since(since) > TIME_TO_SEND) {
             Some("it does not take what is sent")
         } else if queue.waits_too_long(now) {
-            Some("it does not send the data it was asked for")
+            Some(
+                "it does not send what it owes: data that it was asked for, or the second half of a pair",
+            )
         } else {
             None
         };

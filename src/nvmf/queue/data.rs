@@ -47,7 +47,7 @@ impl Queue {
                     buffer[*received..*received + data.len()].copy_from_slice(data);
                     *received += data.len();
                 }
-                State::Swallowing { left } => *left = left.saturating_sub(data.len()),
+                State::Swallowing { left, .. } => *left = left.saturating_sub(data.len()),
                 _ => {}
             }
         }
@@ -75,7 +75,7 @@ impl Queue {
                 assert!(joined.is_ok(), "the tail of another buffer");
                 *received += filled;
             }
-            State::Swallowing { left } => *left = left.saturating_sub(filled),
+            State::Swallowing { left, .. } => *left = left.saturating_sub(filled),
             _ => {}
         }
     }
@@ -87,7 +87,7 @@ impl Queue {
             let mut commands = self.commands.borrow_mut();
             let Some(command) = commands.get_mut(key) else { return };
             match &command.state {
-                State::Swallowing { left: 0 } => {
+                State::Swallowing { left: 0, .. } => {
                     commands.remove(key);
                     return;
                 }

@@ -67,7 +67,7 @@ impl Queue {
     /// Whether a command has all its data and waits for its other half.
     fn is_half(&self, key: usize) -> bool {
         let commands = self.commands.borrow();
-        commands.get(key).is_some_and(|command| matches!(command.state, State::Half(_)))
+        commands.get(key).is_some_and(|command| matches!(command.state, State::Half { .. }))
     }
 
     /// A half was answered, and not together with the other one, which fails with it.
@@ -121,8 +121,9 @@ impl Queue {
     }
 
     fn hold_half(&self, key: usize, data: Option<DmaBuffer>) {
+        let since = self.service.reactor.now();
         if let Some(command) = self.commands.borrow_mut().get_mut(key) {
-            command.state = State::Half(data);
+            command.state = State::Half { data, since };
         }
     }
 
@@ -131,7 +132,7 @@ impl Queue {
         let mut commands = self.commands.borrow_mut();
         let command = commands.get_mut(key)?;
         match std::mem::replace(&mut command.state, State::Waiting) {
-            State::Half(data) => Some(data),
+            State::Half { data, .. } => Some(data),
             state => {
                 command.state = state;
                 None

@@ -6,9 +6,10 @@ use std::time::Duration;
 use lvolfs::nvmf::pdu::{self, Digests, Encoder, Pdu, Role};
 use lvolfs::spec::command::SubmissionEntry;
 use lvolfs::spec::fabrics::{SglDescriptor, SglKind};
+use lvolfs::units::QueueId;
 
 use super::host::Host;
-use super::io::{pattern, read, write};
+use super::io::{half, pattern, read, write};
 use super::pipe::Pipe;
 use super::rig::{BLOCK, ONE, Rig, with_rig};
 
@@ -180,6 +181,30 @@ fn silent_and_slow_hosts_are_dropped() {
         }
         assert_eq!(lazy.io.end().await, None, "no data");
         assert_eq!(lazy.admin.property(0x1c).await, 1);
+    });
+}
+
+/// What a host owes of a command that is answered already, and the second half of a pair, is waited
+/// for no longer than data that it was asked for.
+#[test]
+fn hosts_that_never_send_what_they_owe_are_dropped() {
+    with_rig(async |rig| {
+        let mut aborts = rig.connect().await;
+        let mut halves = rig.connect().await;
+        let id = aborts.io.submit(write(0, 4), &pattern(1, 4), 0).await;
+        halves.io.submit(half(1, 0), &pattern(0, 1), 0).await;
+        rig.served.reactor.sleep(Duration::from_millis(1)).await;
+        let abort = SubmissionEntry::abort(QueueId(1), id);
+        assert_eq!(aborts.admin.plain(abort).await.ok().result(), 0, "aborted");
+        for waited in (0..40).step_by(5) {
+            let expected = if waited <= 30 { 4 } else { 2 };
+            assert_eq!(rig.service.connections(), expected, "after {waited} s");
+            rig.served.reactor.sleep(Duration::from_secs(5)).await;
+            aborts.admin.property(0x1c).await;
+            halves.admin.property(0x1c).await;
+        }
+        assert_eq!(aborts.io.end().await, None);
+        assert_eq!(halves.io.end().await, None);
     });
 }
 

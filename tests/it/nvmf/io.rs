@@ -234,7 +234,7 @@ fn fused_compare_and_write() {
 }
 
 /// One half of a Compare and Write of one block.
-fn half(fused: u8, lba: u64) -> SubmissionEntry {
+pub(super) fn half(fused: u8, lba: u64) -> SubmissionEntry {
     let mut entry = match fused {
         1 => with_opcode(IoOpcode::COMPARE, lba, 1),
         _ => write(lba, 1),

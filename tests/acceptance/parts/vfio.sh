@@ -203,7 +203,7 @@ vfio_crash() {
     [[ -z $long ]] || rounds=50 kills=10
     for ((round = 1; round <= rounds; round++)); do
         : >guest.log
-        guest_daemon --drive 256M "$guest/checks/crash" $kills >guest.log 2>&1 &
+        guest_daemon --drive 256M --timeout 200 "$guest/checks/crash" $kills >guest.log 2>&1 &
         booted=$!
         wait_for 200 "a writer" grep -qE \
             '^fsynced 1[2-9]|^FAILED|^stopped at [.]|: the guest ended|: not done' guest.log

@@ -40,7 +40,7 @@ use crate::units::{ByteCount, Iova};
 pub const PAGE: usize = 4096;
 /// Largest single buffer: 2^10 pages, 4 MiB.
 pub const MAX_BUFFER: usize = PAGE << MAX_ORDER;
-const HUGE_PAGE: usize = 2 << 20;
+pub(super) const HUGE_PAGE: usize = 2 << 20;
 /// First device address of an arena behind an IOMMU: above the 32-bit MSI window that IOMMUs reserve.
 const IOVA_BASE: u64 = 4 << 30;
 

@@ -11,10 +11,12 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::dma::HUGE_PAGE;
+
 /// Bytes of a piece.
 pub const PIECE: usize = 64 << 10;
 /// Bytes that are mapped at a time: a huge page.
-const EXTENT: usize = 2 << 20;
+const EXTENT: usize = HUGE_PAGE;
 const PIECES_PER_EXTENT: u32 = (EXTENT / PIECE) as u32;
 const _: () = assert!(PIECES_PER_EXTENT == u32::BITS, "a bit for each");
 

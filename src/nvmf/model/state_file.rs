@@ -101,7 +101,7 @@ impl StateFile {
         hook: impl FnMut(Step) -> Injected,
     ) -> Result<(), NotStored> {
         let text = encode(&self.declared, exports)?;
-        let folder = self.path.parent().unwrap_or(Path::new("."));
+        let folder = replacement::folder_of(&self.path);
         let named = |source| NotStored::Folder { path: folder.to_owned(), source };
         replacement::create_folder(folder).map_err(named)?;
         let named = |source| NotStored::File { path: self.path.clone(), source };

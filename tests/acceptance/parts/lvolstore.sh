@@ -254,6 +254,9 @@ lvolstore_scrub() {
     example_here
     daemon_start
     dd if=/dev/urandom of=$demo bs=1M count=20 conv=notrunc,fsync status=none
+    cli volume snapshot pool0/demo before
+    cli volume clone pool0/before clone
+    dd if=/dev/urandom of=$demo bs=1M count=5 conv=notrunc,fsync status=none
     cli pool scrub pool0 --wait --rate 1GiB
     cli --json pool scrub pool0 --status | jq -e '.state == "done" and .faults == 0' >/dev/null
     daemon_stop

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lvolfs::block::fault::{Fault, Faults, Faulty, Operation};
 use lvolfs::block::{BlockDevice, Durability};
-use lvolfs::lvol::{Error, LOWEST_RATE, ScrubReport, ScrubState};
+use lvolfs::lvol::{Error, LOWEST_RATE, NewRelative, ScrubReport, ScrubState};
 use lvolfs::units::{BlobId, ByteCount, ByteOffset, Lba};
 
 use super::bench::{BLOCK, Bench, CLUSTER, Pool, disk};
@@ -104,6 +104,27 @@ fn damaged_metadata_is_found_and_named() {
     });
 }
 
+/// A snapshot has taken over its volume's extent pages, which name the volume still.
+#[test]
+fn snapshots_and_clones_have_no_faults() {
+    let bench = Bench::new();
+    bench.run(async {
+        let pool = bench.pool(disk().channel(&bench.reactor)).await;
+        let volume = pool.thin("v", 4).await;
+        pool.write(&volume, 0, 1, 1).await.unwrap();
+        for name in ["first", "second"] {
+            pool.store.snapshot_volume(pool.id("v"), NewRelative::named(name)).await.unwrap();
+            pool.write(&volume, 0, 1, 2).await.unwrap();
+            volume.flush().await.unwrap();
+        }
+        let clone = NewRelative::named("clone");
+        pool.store.clone_volume(pool.id("first"), clone).await.unwrap();
+        let report = scrubbed(&bench, &pool).await;
+        assert_eq!((report.state, report.findings), (ScrubState::Done, Vec::<String>::new()));
+        assert_eq!(report.clusters, 3);
+    });
+}
+
 #[test]
 fn a_pool_that_changes_meanwhile_has_no_faults() {
     for seed in 0..30 {
@@ -112,10 +133,11 @@ fn a_pool_that_changes_meanwhile_has_no_faults() {
         bench.run(async {
             let pool = bench.pool(disk().channel(&bench.reactor)).await;
             let volume = pool.thin("v", 16).await;
+            let mut snapshots = Vec::new();
             pool.store.start_scrub(RATE).unwrap();
             while pool.store.scrub_report().state == ScrubState::Running {
                 let cluster = random.u64(..16);
-                match random.u32(..6) {
+                match random.u32(..8) {
                     0 => {
                         let offset = ByteOffset(cluster * CLUSTER);
                         volume.discard(offset, ByteCount(CLUSTER)).await.unwrap();
@@ -126,6 +148,16 @@ fn a_pool_that_changes_meanwhile_has_no_faults() {
                             pool.store.delete_volume(other.id).await.unwrap();
                         } else {
                             pool.thick("w", 2).await;
+                        }
+                    }
+                    3 if snapshots.len() < 6 => {
+                        let new = NewRelative::named(&format!("s{}", snapshots.len()));
+                        let made = pool.store.snapshot_volume(pool.id("v"), new).await;
+                        snapshots.push(made.unwrap().id);
+                    }
+                    4 => {
+                        if let Some(snapshot) = snapshots.pop() {
+                            pool.store.delete_volume(snapshot).await.unwrap();
                         }
                     }
                     _ => {

@@ -90,9 +90,9 @@ impl Walk {
 
     fn scan(&mut self, image: &dyn ImageRead, layout: &Layout) -> Result<(), ValidateError> {
         let slot = layout.metadata_page_size().0 as usize;
-        let at_once = (READ_BYTES / slot).max(1);
-        let mut buffer = vec![0; at_once * slot];
         let (mut offset, length) = layout.region_bytes(layout.metadata_region());
+        let at_once = (READ_BYTES / slot).clamp(1, layout.metadata_pages().max(1) as usize);
+        let mut buffer = vec![0; at_once * slot];
         let end = offset.0 + length.0;
         let mut index = 0;
         while offset.0 < end {

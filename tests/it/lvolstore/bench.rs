@@ -1,11 +1,12 @@
 //! A pool on some device, and what tests do with it again and again.
 
+use std::io;
 use std::rc::Rc;
 
 use lvolfs::block::{BlockDevice, Durability};
 use lvolfs::hw::dma::{DmaArena, DmaBuffer};
 use lvolfs::lvol::format::LayoutOptions;
-use lvolfs::lvol::validate::{Report, validate};
+use lvolfs::lvol::validate::{ImageRead, Report, validate};
 use lvolfs::lvol::{Error, FormatOptions, NewVolume, Place, Store, StoreIo, VolumeIo};
 use lvolfs::reactor::{Reactor, ReactorOptions};
 use lvolfs::sim::{SimDisk, SimOptions};
@@ -158,10 +159,26 @@ pub(crate) fn disk() -> SimDisk {
 
 /// What the strict validator says of a disk.
 pub(crate) fn validated(disk: &SimDisk) -> Report {
-    let mut image = vec![0; disk.size().get() as usize];
-    disk.read_at(0, &mut image);
     // The smallest block there is: good for every store.
-    validate(&image.as_slice(), BlockSize::B512).unwrap()
+    validate(&OfDisk(disk), BlockSize::B512).unwrap()
+}
+
+/// What a disk holds, as an image.
+struct OfDisk<'d>(&'d SimDisk);
+
+impl ImageRead for OfDisk<'_> {
+    fn size(&self) -> io::Result<ByteCount> {
+        Ok(self.0.size())
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        let end = offset.checked_add(into.len() as u64);
+        if end.is_none_or(|end| end > self.0.size().get()) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.0.read_at(offset, into);
+        Ok(())
+    }
 }
 
 /// Fails if the validator finds an error.

@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, ValueHint};
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ use super::Exit;
 use super::pretty;
 use super::table::size;
 use crate::hw::file::lock_exclusive;
-use crate::lvol::check::{self, Check, Known, Verdict};
+use crate::lvol::check::{self, Check, CheckError, Known, Verdict};
 use crate::lvol::dump::{self, BlobDump, Dump};
 use crate::lvol::repair::undo::{DONE, DONE_OFFSET, FILE_LIMIT, Undo};
 use crate::lvol::repair::{self, Plan};
@@ -44,6 +44,18 @@ fn block_size(text: &str) -> Result<BlockSize, String> {
 impl KnownArguments {
     const fn known(&self) -> Known {
         Known { cluster_size: self.cluster_size, block_size: self.block_size }
+    }
+
+    /// Says what could still find a store that is not found.
+    fn advise(&self, error: CheckError) -> anyhow::Error {
+        let all_is_said = self.cluster_size.is_some() && self.block_size.is_some();
+        if all_is_said || !matches!(error, CheckError::NotLvolstore(_)) {
+            return error.into();
+        }
+        anyhow!(
+            "{error}. If a store is here whose super block is lost, --cluster-size and \
+             --block-size find it"
+        )
     }
 }
 
@@ -128,10 +140,11 @@ impl CheckStore {
         let mut done = Vec::new();
         if self.repair {
             let save_to = self.save_to.clone().map_or_else(|| default_save(path), Ok)?;
-            done = repair(&image, self.known.known(), &save_to)
+            done = repair(&image, &self.known, &save_to)
                 .with_context(|| format!("cannot repair {shown}"))?;
         }
         let check = check::check(&image, self.known.known())
+            .map_err(|error| self.known.advise(error))
             .with_context(|| format!("cannot check {shown}"))?;
         let exit = match check.verdict() {
             Verdict::Clean => Exit::Success,
@@ -165,7 +178,7 @@ fn read_undo(path: &Path) -> anyhow::Result<Undo> {
 }
 
 /// Repairs, after everything that changes was saved; tells what was done.
-fn repair(image: &File, known: Known, save_to: &Path) -> anyhow::Result<Vec<String>> {
+fn repair(image: &File, known: &KnownArguments, save_to: &Path) -> anyhow::Result<Vec<String>> {
     let shown = save_to.display();
     let mut done = Vec::new();
     if save_to.exists() {
@@ -176,7 +189,7 @@ fn repair(image: &File, known: Known, save_to: &Path) -> anyhow::Result<Vec<Stri
         undo.put_back(image).context("an earlier repair was interrupted")?;
         done.push(format!("put back {} pages of an interrupted repair", undo.pages()));
     }
-    let plan: Plan = repair::plan(image, known)?;
+    let plan: Plan = repair::plan(image, known.known()).map_err(|error| known.advise(error))?;
     if plan.is_empty() {
         return Ok(done);
     }
@@ -358,6 +371,7 @@ impl DumpStore {
         let shown = self.store.display();
         let image = open(&self.store)?;
         let dump = dump::dump(&image, self.known.known())
+            .map_err(|error| self.known.advise(error))
             .with_context(|| format!("cannot show {shown}"))?;
         Ok(if json { pretty(&dump) } else { shown_dump(&dump) })
     }

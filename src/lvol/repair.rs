@@ -278,7 +278,7 @@ impl Planner<'_> {
         let Examined { mut super_block, masks, walk, owned, findings, .. } = store;
         let damaged = is_damaged(&findings);
         let wrong =
-            |finding: &Finding| matches!(finding, Finding::Mask(_) | Finding::MaskBit { .. });
+            |finding: &Finding| matches!(finding, Finding::Mask(_) | Finding::MaskBits { .. });
         let was_clean = super_block.is_clean();
         if was_clean && !findings.iter().any(wrong) {
             return Ok(());

@@ -13,16 +13,15 @@ use std::io;
 
 use uuid::Uuid;
 
-use crate::units::{
-    BlobId, BlockCount, BlockSize, ByteCount, ByteOffset, ClusterCount, ClusterIndex, PageIndex,
-};
+use crate::units::{BlobId, BlockCount, BlockSize, ByteCount, ByteOffset, ClusterCount};
 
-use super::format::lvolstore::{self, IdentityError};
+use super::format::lvolstore;
 use super::format::{
-    BitSet, BlobError, Layout, MapProblem, MaskError, MaskKind, Medium, Oddity, PageProblem,
-    SuperBlock, SuperBlockError, VolumeName, decode_mask, mask_bytes,
+    BitSet, Layout, MaskKind, Medium, SuperBlock, SuperBlockError, VolumeName, decode_mask,
+    mask_bytes,
 };
 
+mod finding;
 mod image;
 mod ownership;
 mod relations;
@@ -30,17 +29,16 @@ mod torn;
 mod volume;
 pub(super) mod walk;
 
+pub use finding::{BitRange, FINDINGS_LIMIT, Finding, Severity};
 pub use image::ImageRead;
 pub(super) use image::{Overlay, Pages, Tolerant, read as image_read};
 pub use volume::{Parent, ReadError, Volume};
 
+use finding::Findings;
 pub(super) use ownership::Owned;
 use torn::Torn;
 pub(super) use torn::restored_super_block;
 pub(super) use walk::Walk;
-
-/// Findings after which a validation stops looking for more.
-pub const FINDINGS_LIMIT: usize = 10_000;
 
 /// Why a store cannot be validated at all.
 #[derive(Debug, thiserror::Error)]
@@ -64,306 +62,6 @@ pub enum ValidateError {
     SuperBlock(#[from] SuperBlockError),
 }
 
-/// Something about a store that is not as it should be.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Finding {
-    /// More than [`FINDINGS_LIMIT`] findings; the rest was not looked for.
-    #[error("there is more than is listed here")]
-    More,
-    /// A bitmap of a clean store cannot be read.
-    #[error(transparent)]
-    Mask(#[from] MaskError),
-    /// A bitmap of a clean store contradicts the metadata.
-    #[error("the {mask} bitmap has {index} as {}, the metadata says otherwise", used(*.claimed))]
-    MaskBit {
-        /// Which bitmap.
-        mask: MaskKind,
-        /// The page or cluster.
-        index: u32,
-        /// Whether the bitmap has it as used.
-        claimed: bool,
-    },
-    /// A blob cannot be read.
-    #[error("blob {:#x} cannot be read: {error}", .blob.0)]
-    Blob {
-        /// Which.
-        blob: BlobId,
-        /// Why.
-        error: BlobError,
-    },
-    /// A blob is strange but readable.
-    #[error("blob {:#x} is odd: {oddity:?}", .blob.0)]
-    Odd {
-        /// Which.
-        blob: BlobId,
-        /// How.
-        oddity: Oddity,
-    },
-    /// An extent page of a blob cannot be read.
-    #[error("extent page {page} of blob {:#x} cannot be read: {problem}", .blob.0)]
-    ExtentPage {
-        /// Whose.
-        blob: BlobId,
-        /// Which.
-        page: PageIndex,
-        /// Why.
-        problem: PageProblem,
-    },
-    /// Extent pages of a blob contradict its table or its flags.
-    #[error("the mapping of blob {:#x} is wrong: {problem}", .blob.0)]
-    Mapping {
-        /// Whose.
-        blob: BlobId,
-        /// How.
-        problem: MapProblem,
-    },
-    /// The table and the last extent page of a blob state different sizes.
-    #[error("blob {:#x} has {table} clusters by its table, {pages} by its last extent page", .blob.0)]
-    Size {
-        /// Whose.
-        blob: BlobId,
-        /// As the table says.
-        table: ClusterCount,
-        /// As the extent page says.
-        pages: ClusterCount,
-    },
-    /// Clusters with two owners.
-    #[error("{count} clusters from {first} belong to blobs {:#x} and {:#x}", .owners.0.0, .owners.1.0)]
-    SharedClusters {
-        /// The first.
-        first: ClusterIndex,
-        /// How many.
-        count: ClusterCount,
-        /// Both owners.
-        owners: (BlobId, BlobId),
-    },
-    /// A metadata page with two owners.
-    #[error("metadata page {page} belongs to blobs {:#x} and {:#x}", .owners.0.0, .owners.1.0)]
-    SharedPage {
-        /// Which.
-        page: PageIndex,
-        /// Both owners.
-        owners: (BlobId, BlobId),
-    },
-    /// The super block names no readable super blob, so the store has no name.
-    #[error("the store has no super blob")]
-    NoSuperBlob,
-    /// The super blob has clusters.
-    #[error("the super blob has {clusters} clusters")]
-    SuperBlobClusters {
-        /// How many.
-        clusters: ClusterCount,
-    },
-    /// Name or UUID of a volume or of the store is missing or unusable.
-    #[error("blob {:#x}: {error}", .blob.0)]
-    Identity {
-        /// Whose.
-        blob: BlobId,
-        /// What is wrong.
-        error: IdentityError,
-    },
-    /// Two volumes have one name.
-    #[error("blobs {:#x} and {:#x} are both named {name}", .blobs.0.0, .blobs.1.0)]
-    SameName {
-        /// The name.
-        name: VolumeName,
-        /// Both volumes.
-        blobs: (BlobId, BlobId),
-    },
-    /// Two volumes have one UUID.
-    #[error("blobs {:#x} and {:#x} both have UUID {uuid}", .blobs.0.0, .blobs.1.0)]
-    SameUuid {
-        /// The UUID.
-        uuid: Uuid,
-        /// Both volumes.
-        blobs: (BlobId, BlobId),
-    },
-    /// A clone whose snapshot does not exist or cannot be read.
-    #[error("blob {:#x} is a clone of {:#x}, which is not there", .blob.0, .parent.0)]
-    NoParent {
-        /// The clone.
-        blob: BlobId,
-        /// The snapshot.
-        parent: BlobId,
-    },
-    /// A clone that is its own ancestor.
-    #[error("blob {:#x} is its own ancestor", .blob.0)]
-    ParentLoop {
-        /// The clone.
-        blob: BlobId,
-    },
-    /// A clone that is not thin could never show its parent's data.
-    #[error("blob {:#x} has a parent and is not thin", .blob.0)]
-    ThickClone {
-        /// The clone.
-        blob: BlobId,
-    },
-    /// A blob with a parent inside and one outside of the store.
-    #[error("blob {:#x} has two parents", .blob.0)]
-    TwoParents {
-        /// Which.
-        blob: BlobId,
-    },
-    /// The flag for an external parent and the name of one do not go together.
-    #[error("blob {:#x}: the flag for an external parent and its name contradict", .blob.0)]
-    ExternalParent {
-        /// Which.
-        blob: BlobId,
-    },
-    /// A snapshot that has clones and could be written.
-    #[error("blob {:#x} has clones and is not read-only", .blob.0)]
-    WritableParent {
-        /// Which.
-        blob: BlobId,
-    },
-    /// Making this snapshot was interrupted; opening ends it one way or the other.
-    #[error("snapshot {:#x} of blob {:#x} is not finished", .blob.0, .of.0)]
-    SnapshotUnfinished {
-        /// The snapshot.
-        blob: BlobId,
-        /// What it is made of.
-        of: BlobId,
-    },
-    /// An interrupted snapshot operation whose other volume is not there: nobody can tell how to
-    /// end it.
-    #[error("blob {:#x} is in an operation with {:#x}, which is not there", .blob.0, .other.0)]
-    Unfinishable {
-        /// The snapshot.
-        blob: BlobId,
-        /// The other volume.
-        other: BlobId,
-    },
-    /// Deleting this snapshot was interrupted; opening ends it one way or the other.
-    #[error("deleting snapshot {:#x} with clone {:#x} is not finished", .blob.0, .clone.0)]
-    DeletionUnfinished {
-        /// The snapshot.
-        blob: BlobId,
-        /// Its only clone.
-        clone: BlobId,
-    },
-    /// Blobs refer to more extent pages and clusters than a store can have: the rest of this
-    /// blob's was not looked at.
-    #[error("blob {:#x} is one too many: the blobs use more than there is", .blob.0)]
-    Excess {
-        /// Which.
-        blob: BlobId,
-    },
-    /// A part of the metadata cannot be read; what was in it is damaged.
-    #[error("{length} bytes at {offset} cannot be read")]
-    Unreadable {
-        /// Where.
-        offset: ByteOffset,
-        /// How much.
-        length: ByteCount,
-    },
-    /// A page that a power cut tore while it was rewritten; the journal or its checksum says what it
-    /// must be, and opening restores it.
-    #[error("the page at byte {offset} is torn; opening restores it")]
-    Torn {
-        /// Where.
-        offset: ByteOffset,
-    },
-    /// An intact metadata page that belongs to no blob.
-    #[error("metadata page {page}, written by blob {:#x}, is not in use", .writer.0)]
-    UnusedPage {
-        /// Which.
-        page: PageIndex,
-        /// The blob that wrote it.
-        writer: BlobId,
-    },
-    /// A metadata page that is neither intact nor erased and that no blob refers to. It may be a
-    /// page that was being written, or the root of a lost volume.
-    #[error("metadata page {page} is damaged")]
-    DamagedPage {
-        /// Which.
-        page: PageIndex,
-    },
-}
-
-/// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// What an interrupted operation left behind; nothing is wrong with the volumes.
-    Note,
-    /// Wrong, and can be put right without guessing.
-    Repairable,
-    /// Something is lost, or two things contradict each other.
-    Damage,
-}
-
-fn used(used: bool) -> &'static str {
-    if used { "used" } else { "free" }
-}
-
-impl Finding {
-    /// Whether this is damage, and not what an interrupted operation may leave.
-    #[must_use]
-    pub const fn is_error(&self) -> bool {
-        !matches!(
-            self,
-            Self::Size { .. }
-                | Self::Torn { .. }
-                | Self::SnapshotUnfinished { .. }
-                | Self::DeletionUnfinished { .. }
-                | Self::UnusedPage { .. }
-                | Self::DamagedPage { .. }
-        )
-    }
-
-    /// How bad it is.
-    #[must_use]
-    pub const fn severity(&self) -> Severity {
-        match self {
-            Self::Size { .. } | Self::UnusedPage { .. } | Self::DamagedPage { .. } => {
-                Severity::Note
-            }
-            Self::Mask(_)
-            | Self::MaskBit { .. }
-            | Self::Torn { .. }
-            | Self::SnapshotUnfinished { .. }
-            | Self::DeletionUnfinished { .. } => Severity::Repairable,
-            _ => Severity::Damage,
-        }
-    }
-
-    /// A short name of its kind, for programs.
-    #[must_use]
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::More => "more",
-            Self::Mask(_) => "mask",
-            Self::MaskBit { .. } => "mask-bit",
-            Self::Blob { .. } => "blob",
-            Self::Odd { .. } => "odd",
-            Self::ExtentPage { .. } => "extent-page",
-            Self::Mapping { .. } => "mapping",
-            Self::Size { .. } => "size",
-            Self::SharedClusters { .. } => "shared-clusters",
-            Self::SharedPage { .. } => "shared-page",
-            Self::NoSuperBlob => "no-super-blob",
-            Self::SuperBlobClusters { .. } => "super-blob-clusters",
-            Self::Identity { .. } => "identity",
-            Self::SameName { .. } => "same-name",
-            Self::SameUuid { .. } => "same-uuid",
-            Self::NoParent { .. } => "no-parent",
-            Self::ParentLoop { .. } => "parent-loop",
-            Self::ThickClone { .. } => "thick-clone",
-            Self::TwoParents { .. } => "two-parents",
-            Self::ExternalParent { .. } => "external-parent",
-            Self::WritableParent { .. } => "writable-parent",
-            Self::SnapshotUnfinished { .. } => "snapshot-unfinished",
-            Self::DeletionUnfinished { .. } => "deletion-unfinished",
-            Self::Unfinishable { .. } => "unfinishable",
-            Self::Excess { .. } => "excess",
-            Self::Unreadable { .. } => "unreadable",
-            Self::Torn { .. } => "torn-page",
-            Self::UnusedPage { .. } => "unused-page",
-            Self::DamagedPage { .. } => "damaged-page",
-        }
-    }
-}
-
 /// What was found in a store.
 #[derive(Debug)]
 pub struct Report {
@@ -379,7 +77,7 @@ pub struct Report {
     pub volumes: BTreeMap<BlobId, Volume>,
     /// The journal of pages that are rewritten in place; none of the volumes.
     pub journal: Option<Volume>,
-    /// Data clusters that no readable blob has.
+    /// Data clusters that no readable blob has, and that are not held for damaged ones.
     pub free_clusters: ClusterCount,
     /// What is wrong.
     pub findings: Vec<Finding>,
@@ -476,13 +174,14 @@ fn look(image: &dyn ImageRead, super_block: SuperBlock) -> Result<Examined, Vali
     let roots = masks.as_ref().and_then(|masks| masks.blob_ids.as_ref());
     let walk = Walk::of(image, layout, roots, &mut findings)?;
     let owned = ownership::check(layout, &walk, &mut findings);
+    relations::check(&walk, super_block.super_blob(), &mut findings);
+    check_names(&walk, super_block.super_blob(), &mut findings);
+    // When all damage is known.
     if let Some(masks) = &masks {
         compare(MaskKind::UsedPages, masks.pages.as_ref(), &owned.pages, &mut findings);
         compare(MaskKind::UsedClusters, masks.clusters.as_ref(), &owned.clusters, &mut findings);
         compare(MaskKind::UsedBlobIds, masks.blob_ids.as_ref(), &walk.roots, &mut findings);
     }
-    relations::check(&walk, super_block.super_blob(), &mut findings);
-    check_names(&walk, super_block.super_blob(), &mut findings);
     let Torn { journal, pages: torn } = torn::find(image, super_block.layout(), &walk)?;
     Ok(Examined { super_block, masks, walk, owned, journal, torn, findings: findings.list })
 }
@@ -493,6 +192,11 @@ impl Examined {
         let Self { super_block, walk, owned, journal, findings, .. } = self;
         let layout = super_block.layout();
         let mut volumes = walk.volumes(layout);
+        let held = findings.iter().map(|finding| match finding {
+            Finding::Held { mask: MaskKind::UsedClusters, bits } => bits.last - bits.first + 1,
+            _ => 0,
+        });
+        let free = owned.clusters.clear_count() - held.sum::<u32>();
         let store = super_block.super_blob().and_then(|id| volumes.remove(&id));
         let journal = journal.and_then(|id| volumes.remove(&id));
         Report {
@@ -502,31 +206,9 @@ impl Examined {
             uuid: store.as_ref().and_then(|store| store.uuid),
             volumes,
             journal,
-            free_clusters: ClusterCount(owned.clusters.clear_count()),
+            free_clusters: ClusterCount(free),
             findings,
         }
-    }
-}
-
-/// What has been found so far.
-#[derive(Debug, Default)]
-struct Findings {
-    list: Vec<Finding>,
-}
-
-impl Findings {
-    /// Adds a finding; drops it where the limit is reached.
-    fn add(&mut self, finding: Finding) {
-        if self.list.len() < FINDINGS_LIMIT {
-            self.list.push(finding);
-        } else if self.list.len() == FINDINGS_LIMIT {
-            self.list.push(Finding::More);
-        }
-    }
-
-    /// Whether looking on makes no sense.
-    fn is_full(&self) -> bool {
-        self.list.len() > FINDINGS_LIMIT
     }
 }
 
@@ -562,14 +244,20 @@ fn read_masks(
     })
 }
 
-/// Reports each bit in which the bitmap on the medium differs from what the metadata says.
+/// Reports in which bits the bitmap on the medium differs from what the metadata says.
 fn compare(mask: MaskKind, found: Option<&BitSet>, expected: &BitSet, findings: &mut Findings) {
     let Some(found) = found else { return };
+    let damaged = findings.list.iter().any(|finding| finding.severity() == Severity::Damage);
     let surplus = found.iter().filter(|index| !expected.contains(*index));
     let missing = expected.iter().filter(|index| !found.contains(*index));
-    let all = surplus.map(|index| (index, true)).chain(missing.map(|index| (index, false)));
-    for (index, claimed) in all {
-        findings.add(Finding::MaskBit { mask, index, claimed });
+    let surplus = BitRange::of(surplus).map(|bits| match damaged {
+        true => Finding::Held { mask, bits },
+        false => Finding::MaskBits { mask, bits, claimed: true },
+    });
+    let missing =
+        BitRange::of(missing).map(|bits| Finding::MaskBits { mask, bits, claimed: false });
+    for finding in surplus.chain(missing) {
+        findings.add(finding);
         if findings.is_full() {
             return;
         }

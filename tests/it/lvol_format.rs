@@ -8,7 +8,7 @@ use lvolfs::lvol::format::{
     PageBytes, PageKind, PageProblem, SuperBlock, blob_id, decode_mask, encode_mask, lvolstore,
     mask_bytes,
 };
-use lvolfs::lvol::validate::{Finding, Parent, ReadError, Report, Volume, validate};
+use lvolfs::lvol::validate::{BitRange, Finding, Parent, ReadError, Report, Volume, validate};
 use lvolfs::units::{BlockCount, BlockSize, ByteCount, PageIndex};
 
 use crate::golden::{EXTERNAL_TAG, Golden, IMAGES, pattern, sha256};
@@ -314,7 +314,11 @@ const DAMAGES: &[Damage] = &[
         },
         found: |finding| matches!(
             finding,
-            Finding::MaskBit { mask: MaskKind::UsedClusters, index: 20, .. }
+            Finding::MaskBits {
+                mask: MaskKind::UsedClusters,
+                bits: BitRange { first: 20, last: 20 },
+                ..
+            }
         ),
     },
     Damage {

@@ -248,7 +248,7 @@ const REPAIRABLE: &[Damage] = &[
             s.change(s.mask(MaskKind::UsedClusters) + 5 + 1, |byte| *byte ^= 0x12);
             s.change(s.mask(MaskKind::UsedPages) + 5, |byte| *byte ^= 0x80);
         },
-        &["mask-bit"],
+        &["mask-bits"],
     ),
     (
         "c64k-b512-clean",
@@ -294,7 +294,7 @@ const REPAIRABLE: &[Damage] = &[
         "c64k-b512-clean",
         "the making of a snapshot was interrupted early",
         |s| s.put_blob(&s.unfinished_snapshot("thick")),
-        &["mask-bit", "snapshot-unfinished"],
+        &["snapshot-unfinished", "mask-bits"],
     ),
     (
         "c1m-b4096-dirty",
@@ -487,7 +487,26 @@ fn findings_name_their_kind() {
         *counts.entry((finding.code(), finding.severity())).or_insert(0) += 1;
         counts
     });
-    assert_eq!(counts, BTreeMap::from([(("mask-bit", Severity::Repairable), 8)]));
+    assert_eq!(counts, BTreeMap::from([(("mask-bits", Severity::Repairable), 1)]));
+}
+
+/// What bitmaps say of a volume that cannot be read is no mistake of theirs.
+#[test]
+fn what_a_damaged_volume_has_is_held() {
+    let scene = Scene::new("c64k-b512-clean");
+    let before = scene.report();
+    let thick = before.volume("thick").unwrap();
+    let (root, clusters) = (root_page(thick.blob).unwrap(), thick.allocated.0);
+    assert!(clusters > 1);
+    scene.change(scene.place(root) + 100, |byte| *byte ^= 1);
+    let report = scene.report();
+    assert_eq!(report.free_clusters, before.free_clusters);
+    let held = report.findings.iter().filter_map(|finding| match finding {
+        Finding::Held { mask: MaskKind::UsedClusters, bits } => Some(bits.last - bits.first + 1),
+        Finding::MaskBits { .. } => panic!("{finding}"),
+        _ => None,
+    });
+    assert_eq!(held.sum::<u32>(), clusters);
 }
 
 /// As SPDK wrote them before version 3, and volumes as before extent tables.

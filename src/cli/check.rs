@@ -18,7 +18,7 @@ use crate::lvol::dump::{self, BlobDump, Dump};
 use crate::lvol::repair::undo::{DONE, DONE_OFFSET, FILE_LIMIT, Undo};
 use crate::lvol::repair::{self, Plan};
 use crate::lvol::validate::{Parent, Report, Severity, Volume};
-use crate::units::{BlockSize, ByteCount};
+use crate::units::{BlobId, BlockSize, ByteCount};
 
 /// Findings of one kind that are shown as text; `--json` has all.
 const SHOWN_EACH: usize = 20;
@@ -39,6 +39,14 @@ fn block_size(text: &str) -> Result<BlockSize, String> {
     let bytes = ByteCount::parse(text)?;
     let size = u32::try_from(bytes.0).ok().and_then(BlockSize::new);
     size.ok_or_else(|| format!("{text} is no block size"))
+}
+
+fn blob_id(text: &str) -> Result<BlobId, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    number.map(BlobId).map_err(|error| format!("{text} is no blob id: {error}"))
 }
 
 impl KnownArguments {
@@ -71,6 +79,9 @@ pub struct CheckStore {
     /// Where --repair saves every page that it changes [default: NAME.undo in the current folder]
     #[arg(long, value_name = "FILE", requires = "repair", value_hint = ValueHint::FilePath)]
     save_to: Option<PathBuf>,
+    /// With --repair, erase this damaged volume, by the blob that a finding names; may be repeated
+    #[arg(long, value_name = "BLOB", requires = "repair", value_parser = blob_id)]
+    give_up: Vec<BlobId>,
     /// Put back what a repair saved in FILE
     #[arg(long, value_name = "FILE", conflicts_with = "repair", value_hint = ValueHint::FilePath)]
     undo: Option<PathBuf>,
@@ -140,7 +151,7 @@ impl CheckStore {
         let mut done = Vec::new();
         if self.repair {
             let save_to = self.save_to.clone().map_or_else(|| default_save(path), Ok)?;
-            done = repair(&image, &self.known, &save_to)
+            done = repair(&image, &self.known, &self.give_up, &save_to)
                 .with_context(|| format!("cannot repair {shown}"))?;
         }
         let check = check::check(&image, self.known.known())
@@ -178,7 +189,12 @@ fn read_undo(path: &Path) -> anyhow::Result<Undo> {
 }
 
 /// Repairs, after everything that changes was saved; tells what was done.
-fn repair(image: &File, known: &KnownArguments, save_to: &Path) -> anyhow::Result<Vec<String>> {
+fn repair(
+    image: &File,
+    known: &KnownArguments,
+    give_up: &[BlobId],
+    save_to: &Path,
+) -> anyhow::Result<Vec<String>> {
     let shown = save_to.display();
     let mut done = Vec::new();
     if save_to.exists() {
@@ -189,7 +205,8 @@ fn repair(image: &File, known: &KnownArguments, save_to: &Path) -> anyhow::Resul
         undo.put_back(image).context("an earlier repair was interrupted")?;
         done.push(format!("put back {} pages of an interrupted repair", undo.pages()));
     }
-    let plan: Plan = repair::plan(image, known.known()).map_err(|error| known.advise(error))?;
+    let plan: Plan =
+        repair::plan(image, known.known(), give_up).map_err(|error| known.advise(error))?;
     if plan.is_empty() {
         return Ok(done);
     }

@@ -7,7 +7,7 @@
 //!
 //! Work and memory are bounded by the metadata that the image really holds, whatever it claims.
 
-use crate::units::{BlockSize, ByteCount, ByteOffset};
+use crate::units::{BlobId, BlockSize, ByteCount, ByteOffset};
 
 use super::format::{
     Contents, IDENTIFY_BYTES, PageBytes, STRUCTURE_SIZE, SuperBlock, SuperBlockError,
@@ -49,6 +49,26 @@ pub enum CheckError {
     /// It was never a store.
     #[error("there is no lvolstore here; it holds {0}")]
     NotLvolstore(Contents),
+    /// Only what is damaged can be given up.
+    #[error("blob {:#x} is not damaged; a daemon can delete it", .blob.0)]
+    NotDamaged {
+        /// Which.
+        blob: BlobId,
+    },
+    /// Without it the store has no name.
+    #[error("blob {:#x} is the store's own and cannot be given up", .blob.0)]
+    OwnBlob {
+        /// Which.
+        blob: BlobId,
+    },
+    /// A blob cannot be given up before those that need it.
+    #[error("blob {:#x} needs {:#x}, which is to be given up: give up both, or none", .needs.0, .blob.0)]
+    Needed {
+        /// What was to be given up.
+        blob: BlobId,
+        /// Its clone, or its partner in an interrupted operation.
+        needs: BlobId,
+    },
 }
 
 /// What a check found.

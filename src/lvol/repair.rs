@@ -4,6 +4,7 @@
 //! operations, as an opening ends them; metadata pages that nobody refers to; the bitmaps. Data
 //! clusters are never written. What cannot be repaired is left as it is; opening the store puts it
 //! into quarantine. As long as there is such damage, nothing is erased: it may be what is missing.
+//! Who has no hope for a damaged blob gives it up by name; what it had is nobody's then.
 //!
 //! The whole repair is planned against a copy in memory of the pages that change. Then:
 //!
@@ -12,7 +13,7 @@
 //! 2. A rebuilt super block is written, saying "not clean". FLUSH. Pages that a power cut tore are
 //!    written as the journal has them. FLUSH.
 //! 3. A super block that says "clean" is changed to say "not clean". FLUSH. From here on the
-//!    bitmaps are not believed.
+//!    bitmaps are not believed. The roots of blobs that are given up are erased. FLUSH.
 //! 4. Fresh extent and chain pages of volumes that change. FLUSH. Nothing refers to them yet.
 //! 5. Roots of clones, which stop to share with the snapshot that stays. FLUSH.
 //! 6. Roots of the snapshots: finished or erased. FLUSH.
@@ -112,11 +113,11 @@ impl Plan {
     }
 }
 
-/// Plans the repair of a store; nothing is written.
+/// Plans the repair of a store, and that damaged blobs are given up; nothing is written.
 ///
 /// # Errors
-/// [`CheckError`]: nothing could be checked.
-pub fn plan(image: &dyn ImageRead, known: Known) -> Result<Plan, CheckError> {
+/// [`CheckError`]: nothing could be checked, or a blob cannot be given up.
+pub fn plan(image: &dyn ImageRead, known: Known, give_up: &[BlobId]) -> Result<Plan, CheckError> {
     let mut planner =
         Planner { image: Overlay { below: image, pages: Pages::new() }, plan: Plan::default() };
     let found = find(image, known)?;
@@ -127,6 +128,8 @@ pub fn plan(image: &dyn ImageRead, known: Known) -> Result<Plan, CheckError> {
     let store = examined(image, super_block, found.is_torn)?;
     planner.step("restore torn pages", store.torn)?;
     let store = examined(&planner.image, store.super_block, false)?;
+    let super_block = planner.give_up(store, give_up)?;
+    let store = examined(&planner.image, super_block, false)?;
     let super_block = planner.finish_interrupted(store)?;
     let store = examined(&planner.image, super_block, false)?;
     let super_block = planner.erase_orphans(store)?;
@@ -169,6 +172,41 @@ impl Planner<'_> {
     fn mark_not_clean(&mut self, super_block: &mut SuperBlock) -> Result<(), ValidateError> {
         super_block.set_clean(false);
         self.step("mark the store as not clean", [(0, super_block.encode())])
+    }
+
+    /// Erases the roots of damaged blobs.
+    fn give_up(&mut self, store: Examined, blobs: &[BlobId]) -> Result<SuperBlock, CheckError> {
+        let Examined { mut super_block, walk, findings, .. } = store;
+        if blobs.is_empty() {
+            return Ok(super_block);
+        }
+        let damage = findings.iter().filter(|finding| finding.severity() == Severity::Damage);
+        let damaged: HashSet<_> = damage.flat_map(Finding::blobs).collect();
+        let layout = super_block.layout().clone();
+        let mut roots = Vec::new();
+        for &blob in blobs {
+            if super_block.super_blob() == Some(blob) {
+                return Err(CheckError::OwnBlob { blob });
+            }
+            let root = root_page(blob).and_then(|root| layout.page_offset(root));
+            let Some(root) = root.filter(|_| damaged.contains(&blob)) else {
+                return Err(CheckError::NotDamaged { blob });
+            };
+            let others = walk.blobs.iter().filter(|(id, _)| !blobs.contains(id));
+            for (&needs, member) in others {
+                let other = &member.blob;
+                let relatives = [other.parent(), other.snapshot_of(), other.deleting_for()];
+                if relatives.contains(&Some(blob)) {
+                    return Err(CheckError::Needed { blob, needs });
+                }
+            }
+            roots.push((root.0, [0; STRUCTURE_SIZE]));
+        }
+        if super_block.is_clean() {
+            self.mark_not_clean(&mut super_block)?;
+        }
+        self.step("erase the roots of what is given up", roots)?;
+        Ok(super_block)
     }
 
     /// Ends interrupted snapshot operations as an opening does.

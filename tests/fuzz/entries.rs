@@ -226,7 +226,7 @@ pub(crate) fn check(input: &[u8]) {
     for known in [Known::default(), known] {
         let _shown = dump(&image, known);
         let Ok(found) = check_image(&image, known) else { continue };
-        let plan = plan(&image, known).unwrap();
+        let plan = plan(&image, known, &[]).unwrap();
         assert!(plan.is_empty() || found.verdict() > Verdict::Clean || plan.steps().count() > 0);
     }
     if let Ok(report) = validate(&image, BlockSize::B512) {

@@ -316,6 +316,43 @@ impl Finding {
         }
     }
 
+    /// The blobs that it is about, at most two.
+    pub fn blobs(&self) -> impl Iterator<Item = BlobId> {
+        let (one, other) = match self {
+            Self::More
+            | Self::Mask(_)
+            | Self::MaskBits { .. }
+            | Self::Held { .. }
+            | Self::NoSuperBlob
+            | Self::SuperBlobClusters { .. }
+            | Self::Unreadable { .. }
+            | Self::Torn { .. }
+            | Self::UnusedPage { .. }
+            | Self::DamagedPage { .. } => (None, None),
+            Self::Blob { blob, .. }
+            | Self::Odd { blob, .. }
+            | Self::ExtentPage { blob, .. }
+            | Self::Mapping { blob, .. }
+            | Self::Size { blob, .. }
+            | Self::Identity { blob, .. }
+            | Self::NoParent { blob, .. }
+            | Self::ParentLoop { blob }
+            | Self::ThickClone { blob }
+            | Self::TwoParents { blob }
+            | Self::ExternalParent { blob }
+            | Self::WritableParent { blob }
+            | Self::SnapshotUnfinished { blob, .. }
+            | Self::DeletionUnfinished { blob, .. }
+            | Self::Unfinishable { blob, .. }
+            | Self::Excess { blob } => (Some(*blob), None),
+            Self::SharedClusters { owners: (one, other), .. }
+            | Self::SharedPage { owners: (one, other), .. }
+            | Self::SameName { blobs: (one, other), .. }
+            | Self::SameUuid { blobs: (one, other), .. } => (Some(*one), Some(*other)),
+        };
+        one.into_iter().chain(other)
+    }
+
     /// A short name of its kind, for programs.
     #[must_use]
     pub const fn code(&self) -> &'static str {

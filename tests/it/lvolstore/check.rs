@@ -12,7 +12,7 @@ use lvolfs::lvol::format::{
     VolumeName, blob_id, checksum, lvolstore, root_page,
 };
 use lvolfs::lvol::repair::undo::{Undo, UndoError};
-use lvolfs::lvol::repair::{ImageWrite, plan};
+use lvolfs::lvol::repair::{ImageWrite, plan, plan as repair_plan};
 use lvolfs::lvol::validate::{Finding, ImageRead, Parent, Report, Severity, Volume, validate};
 use lvolfs::lvol::{Error, ReadOnlyReason};
 use lvolfs::sim::{SimDisk, SimOptions};
@@ -323,7 +323,7 @@ fn every_image_of_spdk_is_clean_and_can_be_shown() {
     for name in IMAGES {
         let scene = Scene::new(name);
         assert_eq!(codes(&scene.image, NOTHING), (Verdict::Clean, vec![]), "{name}");
-        assert!(plan(&scene.image, NOTHING).unwrap().is_empty(), "{name}");
+        assert!(plan(&scene.image, NOTHING, &[]).unwrap().is_empty(), "{name}");
         let shown = dump(&scene.image, NOTHING).unwrap();
         assert_eq!(shown.blobs.len(), scene.golden.lvols().len() + 1, "{name}");
     }
@@ -336,7 +336,7 @@ fn each_repairable_damage_is_named_repaired_and_can_be_put_back() {
         let damaged = scene.image.clone();
         let found = codes(&scene.image, scene.known());
         assert_eq!(found, (Verdict::Repairable, expected.to_vec()), "{what}");
-        let plan = plan(&scene.image, scene.known()).unwrap();
+        let plan = plan(&scene.image, scene.known(), &[]).unwrap();
         assert!(!plan.is_empty(), "{what}");
         let undo = Undo::of(&scene.image, &plan).unwrap();
         plan.carry_out(&scene.image).unwrap();
@@ -370,7 +370,7 @@ fn cut(from: &Image, steps: &[Writes], whole: usize, unit: usize, seed: u64) -> 
 #[test]
 fn a_power_cut_inside_a_repair_is_repaired_by_the_next() {
     for (scene, (name, what, ..)) in scenes() {
-        let plan_of = |image: &Image| plan(image, scene.known()).unwrap();
+        let plan_of = |image: &Image| plan(image, scene.known(), &[]).unwrap();
         let recorder = Recorder { image: &scene.image, steps: RefCell::new(vec![Vec::new()]) };
         let first = plan_of(&scene.image);
         let undo = Undo::of(&scene.image, &first).unwrap();
@@ -407,7 +407,7 @@ fn what_cannot_be_repaired_is_named_and_left_alone() {
     assert!(found.contains(&"blob"), "{found:?}");
     // Its extent pages look like orphans now, and are what is left of it.
     assert!(found.contains(&"unused-page"), "{found:?}");
-    assert!(plan(&scene.image, NOTHING).unwrap().is_empty());
+    assert!(plan(&scene.image, NOTHING, &[]).unwrap().is_empty());
 
     // In a clean store, bitmaps with lost bits are completed, and what they say of the lost volume
     // stays.
@@ -415,7 +415,7 @@ fn what_cannot_be_repaired_is_named_and_left_alone() {
     scene.put(root_page(scene.id("thick")).unwrap(), &page);
     scene.change(scene.mask(MaskKind::UsedClusters) + 5, |byte| *byte = 0);
     let before = scene.image.clone();
-    plan(&scene.image, NOTHING).unwrap().carry_out(&scene.image).unwrap();
+    plan(&scene.image, NOTHING, &[]).unwrap().carry_out(&scene.image).unwrap();
     let at = scene.mask(MaskKind::UsedClusters);
     let bits =
         |image: &Image| -> u32 { image.page(at)[5..].iter().map(|byte| byte.count_ones()).sum() };
@@ -423,6 +423,81 @@ fn what_cannot_be_repaired_is_named_and_left_alone() {
     assert_eq!(codes(&scene.image, NOTHING).0, Verdict::Damaged);
     let others = scene.report();
     assert_eq!(others.volumes.len(), scene.golden.lvols().len() - 1);
+}
+
+/// A volume that cannot be read is given up by name: its space comes back, everything else stays.
+#[test]
+fn what_is_given_up_is_gone_and_nothing_else() {
+    for name in ["c64k-b512-clean", "c64k-b512-dirty"] {
+        let scene = Scene::new(name);
+        let before = scene.report();
+        let thick = before.volume("thick").unwrap();
+        let (blob, clusters) = (thick.blob, thick.allocated.0);
+        let give_up = |blobs: &[BlobId]| repair_plan(&scene.image, NOTHING, blobs);
+        let refused = give_up(&[blob]);
+        assert!(matches!(refused, Err(CheckError::NotDamaged { blob: b }) if b == blob), "{name}");
+        scene.change(scene.place(root_page(blob).unwrap()) + 100, |byte| *byte ^= 1);
+        let damaged = scene.image.clone();
+        let plan = give_up(&[blob]).unwrap();
+        let undo = Undo::of(&scene.image, &plan).unwrap();
+
+        let recorder = Recorder { image: &damaged, steps: RefCell::new(vec![Vec::new()]) };
+        plan.carry_out(&recorder).unwrap();
+        plan.carry_out(&scene.image).unwrap();
+        assert_eq!(codes(&scene.image, NOTHING), (Verdict::Clean, vec![]), "{name}");
+        let after = scene.report();
+        assert_eq!(after.free_clusters.0, before.free_clusters.0 + clusters, "{name}");
+        assert_eq!(after.volumes.len(), before.volumes.len() - 1, "{name}");
+        for (id, volume) in &after.volumes {
+            assert_eq!(volume.map().runs(), before.volumes[id].map().runs(), "{name}");
+        }
+
+        // A cut leaves what the same, or the next, repair ends.
+        let steps = recorder.steps.into_inner();
+        for whole in 0..steps.len() {
+            for seed in 0..6 {
+                let what = format!("{name}: step {whole}, seed {seed}");
+                let image = cut(&damaged, &steps, whole, PAGE, seed);
+                let again = repair_plan(&image, NOTHING, &[blob]);
+                let again = again.or_else(|_| repair_plan(&image, NOTHING, &[]));
+                again.unwrap().carry_out(&image).unwrap();
+                assert_eq!(codes(&image, NOTHING), (Verdict::Clean, vec![]), "{what}");
+                assert_eq!(
+                    validate(&image, BlockSize::B512).unwrap().free_clusters,
+                    after.free_clusters
+                );
+                let image = cut(&damaged, &steps, whole, 512, seed);
+                undo.put_back(&image).unwrap();
+                assert!(image == damaged, "{what}: undo is not exact");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_others_need_is_not_given_up() {
+    let scene = Scene::new("c64k-b512-clean");
+    let before = scene.report();
+    let is_leaf = |id: &BlobId| before.volumes[id].clones.is_empty();
+    let mut volumes = before.volumes.values();
+    let last = |v: &&Volume| !v.clones.is_empty() && v.clones.iter().all(is_leaf);
+    let snapshot = volumes.find(last).unwrap();
+    let (blob, clones) = (snapshot.blob, snapshot.clones.clone());
+    scene.change(scene.place(root_page(blob).unwrap()) + 100, |byte| *byte ^= 1);
+    let refused = plan(&scene.image, NOTHING, &[blob]);
+    let Err(CheckError::Needed { needs, .. }) = refused else { panic!("{refused:?}") };
+    assert!(clones.contains(&needs));
+    // Together they can go.
+    let all: Vec<_> = clones.iter().copied().chain([blob]).collect();
+    plan(&scene.image, NOTHING, &all).unwrap().carry_out(&scene.image).unwrap();
+    assert_eq!(codes(&scene.image, NOTHING), (Verdict::Clean, vec![]));
+    assert_eq!(scene.report().volumes.len(), before.volumes.len() - all.len());
+
+    let scene = Scene::new("c64k-b512-clean");
+    let own = BlobId(1 << 32);
+    scene.change(scene.place(root_page(own).unwrap()) + 100, |byte| *byte ^= 1);
+    let refused = plan(&scene.image, NOTHING, &[own]);
+    assert!(matches!(refused, Err(CheckError::OwnBlob { .. })), "{refused:?}");
 }
 
 #[test]
@@ -434,7 +509,7 @@ fn orphans_are_notes_and_are_erased() {
     scene.put(other, &[0x33; PAGE]);
     let (verdict, found) = codes(&scene.image, NOTHING);
     assert_eq!((verdict, found), (Verdict::Clean, vec!["unused-page", "damaged-page"]));
-    plan(&scene.image, NOTHING).unwrap().carry_out(&scene.image).unwrap();
+    plan(&scene.image, NOTHING, &[]).unwrap().carry_out(&scene.image).unwrap();
     assert!(scene.image.bytes() == scene.golden.bytes);
 }
 
@@ -449,7 +524,7 @@ fn a_lost_super_block_is_not_guessed() {
     let blank = check(&scene.image, scene.known());
     assert!(matches!(blank, Err(CheckError::NotLvolstore(_))), "{blank:?}");
     let known = Known { cluster_size: Some(ByteCount(1 << 20)), ..scene.known() };
-    plan(&scene.image, known).unwrap().carry_out(&scene.image).unwrap();
+    plan(&scene.image, known, &[]).unwrap().carry_out(&scene.image).unwrap();
     assert_eq!(codes(&scene.image, NOTHING), (Verdict::Clean, vec![]));
     scene.assert_contents(&scene.image, "with what the operator knows");
 }
@@ -457,7 +532,7 @@ fn a_lost_super_block_is_not_guessed() {
 #[test]
 fn an_undo_file_is_not_trusted() {
     let (scene, _) = scenes().next().unwrap();
-    let plan = plan(&scene.image, NOTHING).unwrap();
+    let plan = plan(&scene.image, NOTHING, &[]).unwrap();
     let undo = Undo::of(&scene.image, &plan).unwrap();
     let bytes = undo.encode();
     plan.carry_out(&scene.image).unwrap();

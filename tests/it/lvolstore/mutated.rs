@@ -4,15 +4,17 @@
 //!
 //! `SEED=n cargo test --test it mutated` runs one seed. Seeds that once failed are replayed.
 
+use std::collections::BTreeSet;
+
 use lvolfs::block::{BlockDevice, Durability};
 use lvolfs::lvol::Store;
 use lvolfs::lvol::check::{Known, Verdict, check};
 use lvolfs::lvol::dump::dump;
 use lvolfs::lvol::format::{MaskKind, PageBytes, checksum};
 use lvolfs::lvol::repair::{ImageWrite, plan};
-use lvolfs::lvol::validate::validate;
+use lvolfs::lvol::validate::{Finding, Report, Severity, validate};
 use lvolfs::sim::{SimDisk, SimOptions};
-use lvolfs::units::{BlockSize, ByteCount, Lba};
+use lvolfs::units::{BlobId, BlockSize, ByteCount, Lba};
 
 use super::bench::Bench;
 use super::image::Image;
@@ -98,7 +100,7 @@ fn run(name: &str, seeds: impl Iterator<Item = u64>) {
         let opened = bench.run(open(&bench, &disk, &mutant));
         let Ok(found) = check(&mutant, known) else { continue };
         judge(&found, opened);
-        let Ok(plan) = plan(&mutant, known) else { panic!("checked, but no plan") };
+        let Ok(plan) = plan(&mutant, known, &[]) else { panic!("checked, but no plan") };
         plan.carry_out(&mutant).unwrap();
         let after = check(&mutant, known).unwrap();
         assert!(after.verdict() <= found.verdict(), "worse by repair");
@@ -106,7 +108,30 @@ fn run(name: &str, seeds: impl Iterator<Item = u64>) {
             assert_eq!(after.verdict(), Verdict::Clean, "{:?}", after.report.map(|r| r.findings));
         }
         judge(&after, bench.run(open(&bench, &disk, &mutant)));
+        if let Some(report) = &after.report {
+            give_up_all(report, &mutant, known);
+            judge(&check(&mutant, known).unwrap(), bench.run(open(&bench, &disk, &mutant)));
+        }
         drop(told);
+    }
+}
+
+/// Gives up whatever is damaged, if that is possible: the rest stays as it is.
+fn give_up_all(before: &Report, mutant: &Image, known: Known) {
+    let damage = before.findings.iter().filter(|found| found.severity() == Severity::Damage);
+    let blobs: BTreeSet<BlobId> = damage.flat_map(Finding::blobs).collect();
+    let blobs: Vec<_> = blobs.into_iter().collect();
+    let Ok(plan) = plan(mutant, known, &blobs) else { return };
+    plan.carry_out(mutant).unwrap();
+    let after = check(mutant, known).unwrap();
+    let Some(report) = &after.report else { panic!("the super block is gone") };
+    for (id, volume) in &before.volumes {
+        let left = report.volumes.get(id);
+        if blobs.contains(id) {
+            assert!(left.is_none(), "{:#x} was given up", id.0);
+        } else {
+            assert_eq!(left.unwrap().map().runs(), volume.map().runs());
+        }
     }
 }
 

@@ -104,7 +104,7 @@ fn a_torn_root_is_restored_and_known_to_check_and_repair() {
         let expected = if page == before { "before" } else { "after" };
         assert!(report.volume(expected).is_some());
         assert!(report.volume(JOURNAL_NAME).is_none() && report.journal.is_some());
-        plan(&image, Known::default()).unwrap().carry_out(&image).unwrap();
+        plan(&image, Known::default(), &[]).unwrap().carry_out(&image).unwrap();
         if is_torn {
             assert_eq!(image.page(root), after);
         }

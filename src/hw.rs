@@ -13,6 +13,7 @@ pub mod fuse;
 pub mod pci;
 pub mod pieces;
 pub mod process;
+pub mod replacement;
 pub mod thread;
 pub mod transport;
 pub mod vfio;

@@ -21,17 +21,16 @@ mod command;
 mod gate;
 mod notification;
 pub mod persistence;
-pub mod replacement;
 mod report;
 mod state;
 mod state_file;
 mod transition;
 
+pub use crate::hw::replacement::{Injected, Step};
 pub use access::{Access, Rights};
 pub use command::{Acquire, Command, ExistingKey, Key, Persistence, Register, Release};
 pub use gate::{Gate, Pass};
 pub use notification::{Event, Notification, NotificationLog, NotificationMask};
-pub use replacement::{Injected, Step};
 pub use report::{IdentifierSize, ReportFormat, report};
 pub use state::{Holder, MAX_REGISTRANTS, Registrant, Reservation, ReservationType, Reservations};
 pub use state_file::{StateFile, StoreError};

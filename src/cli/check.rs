@@ -1,7 +1,7 @@
 //! `lvolfs check` and `lvolfs dump`: work on a store that no daemon has in use.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use super::Exit;
 use super::pretty;
 use super::table::size;
 use crate::hw::file::lock_exclusive;
+use crate::hw::replacement::{Injected, replace};
 use crate::lvol::check::{self, Check, CheckError, Known, Verdict};
 use crate::lvol::dump::{self, BlobDump, Dump};
 use crate::lvol::repair::undo::{DONE, DONE_OFFSET, FILE_LIMIT, Undo};
@@ -211,28 +212,17 @@ fn repair(
         return Ok(done);
     }
     let undo = Undo::of(image, &plan)?;
-    let file = save(save_to, &undo.encode()).with_context(|| format!("cannot write {shown}"))?;
+    // Durable as a whole, before anything changes.
+    replace(save_to, &undo.encode(), |_| Injected::Nothing)
+        .with_context(|| format!("cannot write {shown}"))?;
+    let file = OpenOptions::new().write(true).open(save_to);
+    let file = file.with_context(|| format!("cannot open {shown}"))?;
     plan.carry_out(image)?;
     let finished = file.write_all_at(DONE, DONE_OFFSET).and_then(|()| file.sync_all());
     finished.with_context(|| format!("the repair is done, but {shown} cannot say so"))?;
     done.extend(plan.steps().map(|(what, pages)| format!("{what} ({pages} pages)")));
     done.push(format!("saved what was changed in {shown}; --undo {shown} puts it back"));
     Ok(done)
-}
-
-/// Writes a file of that name, which is durable as a whole before it has the name.
-fn save(path: &Path, bytes: &[u8]) -> io::Result<File> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
-    Ok(file)
 }
 
 const fn severity(severity: Severity) -> &'static str {

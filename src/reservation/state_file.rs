@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::persistence::{Damage, MAX_BYTES, decode, encode};
-use super::replacement::{
+use crate::hw::replacement::{
     self, Injected, ReplaceError, Step, beside, folder_of, replace, sync_folder,
 };
+
+use super::persistence::{Damage, MAX_BYTES, decode, encode};
 use super::state::Reservations;
 
 /// The most damaged files of one namespace that are kept beside it.

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::hw::replacement::{self, Injected, ReplaceError, Step, replace};
+
 use super::{Exports, Keeper};
-use crate::reservation::replacement::{self, Injected, ReplaceError, Step, replace};
 
 /// The file's name in its folder.
 pub const FILE_NAME: &str = "target.json";

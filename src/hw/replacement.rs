@@ -149,7 +149,7 @@ impl Replacement<'_> {
     }
 }
 
-pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(".");
     name.push(suffix);
@@ -166,6 +166,6 @@ pub fn folder_of(path: &Path) -> &Path {
 }
 
 /// Makes what happened to names in the folder of `path` durable.
-pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(folder_of(path))?.sync_all()
 }

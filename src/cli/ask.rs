@@ -12,7 +12,7 @@ use super::pretty;
 use super::table::{Table, duration, percent, size};
 use crate::config::{Config, DEFAULT_SOCKET, VolumeName};
 use crate::control::status::{
-    Counters, DeviceStatus, PoolStatus, ReactorStatus, Status, VolumeStatus,
+    Counters, DeviceStatus, Health, PoolStatus, ReactorStatus, Status, VolumeStatus,
 };
 use crate::control::types::{CreateLvol, NoParameters, RenameLvol, ResizeLvol, SelectLvol};
 use crate::control::{Client, ClientError};
@@ -258,12 +258,15 @@ fn volumes(status: &Status, pool: Option<&str>) -> Table {
     let mut table = Table::new(&["VOLUME", "STATE", "SIZE", "ALLOCATED", "KIND"]);
     for of in status.pools.iter().filter(|of| pool.is_none_or(|pool| of.name == pool)) {
         for volume in &of.volumes {
+            // Of one that cannot be read nothing is known.
+            let unknown = matches!(volume.health, Health::Quarantined { .. });
+            let known = |text: String| if unknown { "-".to_owned() } else { text };
             table.row([
                 format!("{}/{}", of.name, volume.name),
                 volume.health.word().to_owned(),
-                size(volume.size),
-                size(volume.allocated),
-                kind(volume),
+                known(size(volume.size)),
+                known(size(volume.allocated)),
+                known(kind(volume)),
             ]);
         }
     }

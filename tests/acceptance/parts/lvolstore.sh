@@ -215,6 +215,17 @@ lvolstore_check_after_dd() {
     daemon_start
     cmp -n $((8 << 20)) data $pool/other
     cli status | grep -q quarantined || fail "status does not name the damaged volume"
+    local held
+    held=$(cli --json pool show pool0 | jq .free_clusters)
+    daemon_stop
+
+    # Given up, it is gone, and its space is free.
+    expect_exit 0 "$lvolfs" check $image --repair --save-to given-up.undo --give-up "$root"
+    daemon_start
+    cmp -n $((8 << 20)) data $pool/other
+    cli --json pool show pool0 | jq -e --argjson held "$held" \
+        '.free_clusters > $held and (.volumes | length) == 1' >/dev/null ||
+        fail "the space of what was given up is not free: $(cli --json pool show pool0)"
     daemon_stop
 }
 

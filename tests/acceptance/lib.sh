@@ -212,9 +212,12 @@ clean_up() {
 passed=0 failed=0 skipped=0
 summary=()
 
-# run_check PART CHECK: one check in its own group and folder; counts and prints the result.
+# run_check PART CHECK: one check in its own group and folder; counts and prints the result. It may
+# take $check_limit seconds, or what the variable PART_CHECK_limit says.
 run_check() {
     local name=$1/$2 function=$1_$2 began=$SECONDS status=0 group seconds notes=
+    local own_limit=$1_$2_limit
+    local limit=${!own_limit:-$check_limit}
     work=$scratch/$1-$2
     local log=$scratch/$1-$2.log
     mkdir "$work"
@@ -231,8 +234,8 @@ run_check() {
     set +m
     current_folder=$work current_group=$group
     while is_running "$group"; do
-        if ((SECONDS - began > check_limit)); then
-            echo "FAILED: not done after $check_limit s" >>"$log"
+        if ((SECONDS - began > limit)); then
+            echo "FAILED: not done after $limit s" >>"$log"
             kill -KILL -- -"$group" 2>/dev/null
         fi
         sleep 0.1

@@ -3,10 +3,11 @@
 
 use uuid::Uuid;
 
-use crate::block::BlockDevice;
+use crate::block::{BlockDevice, BlockError};
 use crate::hw::dma::DmaArena;
 use crate::units::{BlockSize, ByteCount, ByteOffset, PageIndex};
 
+use super::allocator::Allocator;
 use super::error::Error;
 use super::format::{
     BitSet, ClearMethod, Contents, IDENTIFY_BYTES, Layout, LayoutOptions, MaskKind, SuperBlock,
@@ -55,9 +56,10 @@ impl<D: BlockDevice> Store<D> {
     }
 
     /// Makes a pool on a blank device. In order: the metadata region and the bitmaps are zeroed,
-    /// the store's own blob is written. FLUSH. The super block is written without its last sector.
-    /// FLUSH. It is written. FLUSH. So a crash leaves a device that is still blank, or a pool: each
-    /// write changes one sector, and opening ends the last one.
+    /// the store's own blob and the bitmaps are written. FLUSH. The super block is written without
+    /// its last sector. FLUSH. It is written. FLUSH. So a crash leaves a device that is still
+    /// blank, or a pool: each write changes one sector, and opening ends the last one. The pool is
+    /// clean: the first opening need not read a region that holds nothing.
     ///
     /// # Errors
     /// [`Error::NotBlank`], [`Error::InvalidName`], [`Error::Layout`], [`Error::Device`],
@@ -100,9 +102,20 @@ impl<D: BlockDevice> Store<D> {
         let offset = layout.page_offset(root).unwrap_or_default();
         let roots: Vec<_> = pages.into_iter().map(|page| (offset, page)).collect();
         io.write_pages(&roots).await?;
+        let mut used = Allocator::new(&layout);
+        used.claim_page(root);
+        let mut blobs = BitSet::new(layout.mask_bits(MaskKind::UsedBlobIds));
+        blobs.insert(root.0);
+        let masks = [
+            (MaskKind::UsedPages, used.used_pages()),
+            (MaskKind::UsedClusters, used.used_clusters()),
+            (MaskKind::UsedBlobIds, &blobs),
+        ];
+        write_masks(&io, &layout, masks).await?;
         io.flush().await?;
         let mut super_block = SuperBlock::new(layout);
         super_block.set_super_blob(Some(blob.id));
+        super_block.set_clean(true);
         io.write_page(ByteOffset(0), &super_block.encode_unfinished()).await?;
         io.flush().await?;
         io.write_page(ByteOffset(0), &super_block.encode()).await?;
@@ -128,12 +141,10 @@ impl<D: BlockDevice> Store<D> {
         if super_block.is_clean() {
             return Ok(());
         }
-        for (mask, bits) in self.masks() {
-            let Some(region) = self.layout.mask_region(mask) else { continue };
-            let (offset, _) = self.layout.region_bytes(region);
-            let written = self.io.write_region(offset, &encode_mask(mask, &bits)).await;
-            written.map_err(|cause| self.poison("metadata write", cause))?;
-        }
+        let masks = self.masks();
+        let masks = masks.each_ref().map(|(mask, bits)| (*mask, bits));
+        let written = write_masks(&self.io, &self.layout, masks).await;
+        written.map_err(|cause| self.poison("metadata write", cause))?;
         self.flush().await?;
         super_block.set_clean(true);
         self.write_super_block(&super_block).await?;
@@ -216,6 +227,19 @@ impl<D: BlockDevice> Store<D> {
             (MaskKind::UsedBlobIds, blobs),
         ]
     }
+}
+
+async fn write_masks<D: BlockDevice>(
+    io: &MetadataIo<D>,
+    layout: &Layout,
+    masks: [(MaskKind, &BitSet); 3],
+) -> Result<(), BlockError> {
+    for (mask, bits) in masks {
+        let Some(region) = layout.mask_region(mask) else { continue };
+        let (offset, _) = layout.region_bytes(region);
+        io.write_region(offset, &encode_mask(mask, bits)).await?;
+    }
+    Ok(())
 }
 
 /// Clears a stretch that no volume has; only zeroing can fail.

@@ -31,7 +31,7 @@ fn a_pool_is_made_only_on_a_blank_device() {
         bench.format(&device).await;
         let pool = bench.open(device.clone()).await.unwrap();
         assert_eq!(pool.store.info().name, "pool");
-        assert!(!pool.store.recovery().clean, "a new pool was never closed");
+        assert!(pool.store.recovery().clean, "there is nothing to recover in a new pool");
         pool.store.close().await.unwrap();
         assert_valid(&disk);
         let options = lvolfs::lvol::FormatOptions {

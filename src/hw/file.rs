@@ -93,6 +93,20 @@ pub fn size_of(file: &File) -> io::Result<u64> {
     }
 }
 
+/// The first byte from `offset` on that may be other than zero; `None` if there is none. What cannot
+/// tell holes from data is all data. Moves the file's position.
+#[must_use]
+pub fn next_data(file: &File, offset: u64) -> Option<u64> {
+    let Ok(start) = i64::try_from(offset) else { return Some(offset) };
+    // SAFETY: an open descriptor; the call touches no memory of ours.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), start, libc::SEEK_DATA) };
+    match u64::try_from(found) {
+        Ok(found) => Some(found),
+        Err(_) if io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO) => None,
+        Err(_) => Some(offset),
+    }
+}
+
 /// How many names a file has, and how many bytes. Its times are not asked for, as `fstat(2)` does:
 /// once it has told them, the system gives the next write a time of its own, and the next flush
 /// has the inode to write as well.

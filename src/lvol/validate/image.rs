@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
+use crate::hw::file;
 use crate::units::ByteCount;
 
 use super::super::format::{PageBytes, STRUCTURE_SIZE};
@@ -24,6 +25,11 @@ pub trait ImageRead {
     /// # Errors
     /// What the operating system says; `UnexpectedEof` beyond the end.
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
+
+    /// The first byte from `offset` on that may be other than zero; `None` if there is none.
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        Some(offset)
+    }
 }
 
 impl ImageRead for &[u8] {
@@ -51,6 +57,10 @@ impl ImageRead for File {
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         self.read_exact_at(into, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        file::next_data(self, offset)
     }
 }
 
@@ -90,6 +100,13 @@ impl ImageRead for Overlay<'_> {
             }
         }
         Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        let unit = STRUCTURE_SIZE as u64;
+        let mut pages = self.pages.range(offset.saturating_sub(unit - 1)..);
+        let page = pages.next().map(|(at, _)| offset.max(*at));
+        self.below.next_data(offset).into_iter().chain(page).min()
     }
 }
 
@@ -153,5 +170,37 @@ impl ImageRead for Tolerant<'_> {
             }
         }
         Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        self.below.next_data(offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a file with holes and an overlay, only zeros are skipped.
+    #[test]
+    fn what_is_skipped_is_zero() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let page = |byte| [byte; STRUCTURE_SIZE];
+        for (byte, offset) in [(1, 0), (2, 64 << 10), (3, 700 << 10)] {
+            file.write_all_at(&page(byte), offset).unwrap();
+        }
+        let pages = Pages::from([(8192, page(4)), (300 << 10, page(5))]);
+        let image = Overlay { below: &file, pages };
+        let mut all = vec![0; 1 << 20];
+        image.read_at(0, &mut all).unwrap();
+        let mut offset = 0;
+        while let Some(data) = image.next_data(offset) {
+            assert!(data >= offset);
+            assert!(all[offset as usize..data as usize].iter().all(|byte| *byte == 0));
+            offset = data / 4096 * 4096 + 4096;
+        }
+        let rest = all.get(offset as usize..).unwrap_or_default();
+        assert!(rest.iter().all(|byte| *byte == 0));
     }
 }

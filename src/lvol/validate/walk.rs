@@ -96,6 +96,14 @@ impl Walk {
         let end = offset.0 + length.0;
         let mut index = 0;
         while offset.0 < end {
+            // Erased slots are nothing, and an image may have many of them.
+            let data = image.next_data(offset.0).unwrap_or(end).min(end);
+            let skipped = data.saturating_sub(offset.0) / slot as u64;
+            offset.0 += skipped * slot as u64;
+            index += skipped as u32;
+            if offset.0 >= end {
+                break;
+            }
             let now = buffer.len().min((end - offset.0) as usize);
             image::read(image, offset.0, &mut buffer[..now])?;
             for bytes in buffer[..now].chunks_exact(slot) {

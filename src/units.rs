@@ -140,6 +140,24 @@ impl ByteCount {
     }
 }
 
+impl ByteCount {
+    /// For people: in the largest unit, rounded down to a tenth.
+    #[must_use]
+    pub fn rounded(self) -> String {
+        let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+        let Some((shift, unit)) = units.into_iter().find(|(shift, _)| self.0 >> shift > 0) else {
+            return format!("{} B", self.0);
+        };
+        let whole = self.0 >> shift;
+        let rest = self.0 & ((1 << shift) - 1);
+        let tenth = (u128::from(rest) * 10) >> shift;
+        match (rest, whole) {
+            (0, _) | (_, 100..) => format!("{whole} {unit}"),
+            _ => format!("{whole}.{tenth} {unit}"),
+        }
+    }
+}
+
 /// The size of a device's logical block: a power of two between 512 bytes and 64 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockSize(u32);

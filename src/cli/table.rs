@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::units::ByteCount;
+
 /// Columns as wide as their widest cell.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -52,17 +54,7 @@ impl fmt::Display for Table {
 
 /// A size in the unit that leaves up to four digits, rounded down to a tenth.
 pub(super) fn size(bytes: u64) -> String {
-    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
-    let Some((shift, unit)) = units.into_iter().find(|(shift, _)| bytes >> shift > 0) else {
-        return format!("{bytes} B");
-    };
-    let whole = bytes >> shift;
-    let rest = bytes & ((1 << shift) - 1);
-    let tenth = (u128::from(rest) * 10) >> shift;
-    match (rest, whole) {
-        (0, _) | (_, 100..) => format!("{whole} {unit}"),
-        _ => format!("{whole}.{tenth} {unit}"),
-    }
+    ByteCount(bytes).rounded()
 }
 
 /// A part of a whole in percent, to a tenth, rounded down.

@@ -294,7 +294,11 @@ impl Pools {
             let clusters = info.map_or(0, |info| u64::from(info.data_clusters.get()));
             let size = crate::units::ByteCount(clusters * pool.cluster_size().get());
             let volumes = self.directory.volumes(pool.key()).len();
-            format!("pool {} ({}, {volumes} volumes)", pool.name(), size.human())
+            let volumes = match volumes {
+                1 => "1 volume".to_owned(),
+                _ => format!("{volumes} volumes"),
+            };
+            format!("pool {} ({}, {volumes})", pool.name(), size.rounded())
         };
         match self.directory.pools() {
             pools if pools.is_empty() => "no pools".to_owned(),

@@ -53,7 +53,9 @@ pub(super) fn relate(
     }
     let Loaded { layout, allocator, quarantined, recovery, .. } = loaded;
     let journal = find_journal(&layout, volumes.values());
-    tracing::info!(?recovery, blobs = volumes.len(), quarantined = quarantined.len(), "opened");
+    let (clean, pages_read) = (recovery.clean, recovery.pages_scanned);
+    let (blobs, quarantined_blobs) = (volumes.len(), quarantined.len());
+    tracing::info!(clean, pages_read, blobs, quarantined_blobs, "lvstore opened");
     Ok(Recovered { super_block, allocator, volumes, own_blob, journal, quarantined, recovery })
 }
 

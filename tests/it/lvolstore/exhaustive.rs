@@ -11,7 +11,7 @@
 //! names the operation, the atomic unit, the command and the choice.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
@@ -429,15 +429,16 @@ fn cut(operation: Operation) {
     let depth = Depth::chosen();
     for unit in UNITS {
         let subject = Subject::new(operation, unit, None);
-        let mut prints = HashMap::new();
+        // Some of the different disks that are left: those of the smallest prints.
+        let mut left = BTreeMap::new();
         let answer = subject.cut_everywhere(depth.outstanding, |command, disk| {
-            prints.entry(disk.fingerprint()).or_insert_with(|| (command, disk.clone()));
+            left.entry(disk.fingerprint()).or_insert_with(|| (command, disk.clone()));
+            if left.len() > depth.recoveries {
+                left.pop_last();
+            }
         });
         assert_eq!(answer, Ok(()));
-        // Some of the different disks that were left; a fixed order, whatever the map's is.
-        let mut left: Vec<_> = prints.into_iter().collect();
-        left.sort_unstable_by_key(|(print, _)| *print);
-        for (_, (cut, disk)) in left.into_iter().take(depth.recoveries) {
+        for (cut, disk) in left.into_values() {
             let (bench, model) = (&subject.bench, &subject.model);
             let outstanding = depth.outstanding_in_recovery;
             cut_recovery(bench, &subject.name, model, cut, &disk, outstanding);

@@ -48,9 +48,9 @@ mod volume_map;
 
 pub use create::{FormatOptions, Preparation};
 pub use error::{Damage, Error, IoFailure, ReadOnlyReason, Resource, VolumeTransfer};
-pub use external::{ExternalName, external_name, stored_name};
+pub use external::{EXTERNAL_CHAIN_LIMIT, External, ExternalName, external_name, stored_name};
 pub use interruption::Interruption;
-pub use io::{StoreIo, VolumeIo};
+pub use io::{StoreIo, VolumeIo, VolumeParent};
 pub use journal::TornWrites;
 pub use operations::NewVolume;
 pub use recover::Recovery;

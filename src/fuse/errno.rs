@@ -93,6 +93,8 @@ impl From<lvol::Error> for Errno {
             | lvol::Error::Closed
             | lvol::Error::ExternalParent
             | lvol::Error::ExternalDevice(_)
+            | lvol::Error::ExternalVolume(_)
+            | lvol::Error::ExternalDepth
             | lvol::Error::CopyTarget(_)
             | lvol::Error::NotBlank(_)
             | lvol::Error::SuperBlock(_)

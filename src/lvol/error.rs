@@ -103,7 +103,7 @@ pub enum Error {
         /// Bytes of a block.
         block: u32,
     },
-    /// The data lies on a device outside of the pool, which is not attached.
+    /// The data lies on a parent outside of the pool, which is not attached.
     #[error("the data lies on the volume's external parent, which is not attached")]
     ExternalParent,
     /// The device that a copy is written to said no.
@@ -112,6 +112,15 @@ pub enum Error {
     /// The device that is the external parent said no.
     #[error("the volume's external parent failed: {0}")]
     ExternalDevice(BlockError),
+    /// The volume of another pool that is the external parent said no.
+    #[error("the volume's external parent failed: {0}")]
+    ExternalVolume(Box<Error>),
+    /// The external parent has one in turn, and so on: too many of them.
+    #[error(
+        "the volume's external parents are more than {} deep, or form a cycle",
+        super::external::EXTERNAL_CHAIN_LIMIT
+    )]
+    ExternalDepth,
     /// No DMA memory is left for the operation.
     #[error("no DMA memory left for {bytes} bytes")]
     NoMemory {

@@ -1,13 +1,15 @@
-//! Parents outside of the pool: devices that are read where a volume has no cluster of its own, and
-//! never written.
+//! Parents outside of the pool: devices, or volumes of other pools, that are read where a volume has
+//! no cluster of its own, and never written.
 //!
-//! A volume names its parent in its metadata; which device that is, somebody above says, by
-//! attaching it on every reactor and then at the owner. Until then the volume is *degraded*: it can
+//! A volume names its parent in its metadata; what that is, somebody above says, by attaching it on every reactor and then at the owner. Until then the volume is *degraded*: it can
 //! be found, what it has of its own can be read, everything else fails with
 //! [`Error::ExternalParent`], and it takes no writes. It never shows zeros in the parent's place.
 //!
 //! Clones of a snapshot that has such a parent show it, too: as far as the snapshots between them
-//! reach. Behind the end of the device they show zeros.
+//! reach. Behind the end of the parent they show zeros.
+//!
+//! A parent that is a volume can have an external parent itself. A read follows them through at most
+//! [`EXTERNAL_CHAIN_LIMIT`] pools, so that a circle in metadata from elsewhere ends in an error.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -21,6 +23,7 @@ use crate::units::{BlobId, ByteCount, ByteOffset, ClusterCount, Lba};
 
 use super::error::{Error, IoFailure, ReadOnlyReason, VolumeTransfer};
 use super::format::Blob;
+use super::io::VolumeParent;
 use super::snapshot::NewRelative;
 use super::store::{State, Store};
 use super::volume::{Volume, VolumeInfo};
@@ -55,25 +58,106 @@ pub(super) struct Shown {
     pub(super) end: u64,
 }
 
-/// The devices outside of the pool, as one reactor reaches them.
-pub(super) struct Externals<D>(RefCell<HashMap<ExternalName, D>>);
+/// The most pools that external parents lead through, one after the other.
+pub const EXTERNAL_CHAIN_LIMIT: u8 = 16;
 
-impl<D> Default for Externals<D> {
+/// How many external parents further a read may go: metadata can name them in a circle.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Depth(u8);
+
+impl Default for Depth {
+    fn default() -> Self {
+        Self(EXTERNAL_CHAIN_LIMIT)
+    }
+}
+
+impl Depth {
+    pub(super) fn below(self) -> Result<Self, Error> {
+        self.0.checked_sub(1).map(Self).ok_or(Error::ExternalDepth)
+    }
+}
+
+/// A parent outside of the pool, as one reactor reaches it.
+pub enum External<D: BlockDevice> {
+    /// A device that is in no pool.
+    Device(D),
+    /// A volume of another pool, that nobody can write any more.
+    Volume(VolumeParent<D>),
+}
+
+impl<D: BlockDevice> Clone for External<D> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Device(device) => Self::Device(device.clone()),
+            Self::Volume(volume) => Self::Volume(volume.clone()),
+        }
+    }
+}
+
+impl<D: BlockDevice> External<D> {
+    /// False for a volume that is deleted, or whose pool is closed.
+    fn is_there(&self) -> bool {
+        match self {
+            Self::Device(_) => true,
+            Self::Volume(volume) => volume.is_there(),
+        }
+    }
+
+    fn size(&self) -> ByteCount {
+        match self {
+            Self::Device(device) => device.geometry().size(),
+            Self::Volume(volume) => volume.size(),
+        }
+    }
+
+    /// Bytes of a block, and the most that one read can ask for.
+    fn unit_and_most(&self) -> (u64, u64) {
+        match self {
+            Self::Device(device) => {
+                let geometry = device.geometry();
+                (u64::from(geometry.block_size.bytes()), geometry.max_transfer.get())
+            }
+            Self::Volume(volume) => (u64::from(volume.block_size().bytes()), u64::MAX),
+        }
+    }
+
+    /// Reads whole blocks. Only the way through a volume, which can lead to further ones, is boxed.
+    async fn read(&self, offset: u64, buffer: DmaBuffer, depth: Depth) -> VolumeTransfer {
+        match self {
+            Self::Device(device) => {
+                let start = Lba(offset >> device.geometry().block_size.shift());
+                device.read(start, buffer).await.map_err(|failed| IoFailure {
+                    error: Error::ExternalDevice(failed.error),
+                    buffer: failed.buffer,
+                })
+            }
+            Self::Volume(volume) => volume.read(ByteOffset(offset), buffer, depth).await,
+        }
+    }
+}
+
+/// The parents outside of the pool, as one reactor reaches them.
+pub(super) struct Externals<D: BlockDevice>(RefCell<HashMap<ExternalName, External<D>>>);
+
+impl<D: BlockDevice> Default for Externals<D> {
     fn default() -> Self {
         Self(RefCell::default())
     }
 }
 
 impl<D: BlockDevice> Externals<D> {
-    pub(super) fn attach(&self, name: &ExternalName, device: D) {
-        self.0.borrow_mut().insert(Arc::clone(name), device);
+    pub(super) fn attach(&self, name: &ExternalName, parent: External<D>) {
+        let mut known = self.0.borrow_mut();
+        // This is rare enough to look for those that are gone.
+        known.retain(|_, parent| parent.is_there());
+        known.insert(Arc::clone(name), parent);
     }
 
     pub(super) fn detach(&self, name: &ExternalName) {
         self.0.borrow_mut().remove(name);
     }
 
-    fn get(&self, name: &ExternalName) -> Option<D> {
+    fn get(&self, name: &ExternalName) -> Option<External<D>> {
         self.0.borrow().get(name).cloned()
     }
 
@@ -84,21 +168,17 @@ impl<D: BlockDevice> Externals<D> {
         offset: ByteOffset,
         mut buffer: DmaBuffer,
         arena: &DmaArena,
+        depth: Depth,
     ) -> VolumeTransfer {
-        let Some(device) = self.get(&shown.name) else {
+        let Some(parent) = self.get(&shown.name) else {
             return Err(IoFailure::new(Error::ExternalParent, buffer));
         };
-        let geometry = device.geometry();
-        let (block, most) = (u64::from(geometry.block_size.bytes()), geometry.max_transfer.get());
-        let end = shown.end.min(geometry.size().get());
+        let (block, most) = parent.unit_and_most();
+        let end = shown.end.min(parent.size().get());
         let length = buffer.len() as u64;
         let there = end.saturating_sub(offset.0).min(length);
         if there == length && (offset.0 | length).is_multiple_of(block) && length <= most {
-            let start = Lba(offset.0 >> geometry.block_size.shift());
-            return device.read(start, buffer).await.map_err(|failed| IoFailure {
-                error: Error::ExternalDevice(failed.error),
-                buffer: failed.buffer,
-            });
+            return parent.read(offset.0, buffer, depth).await;
         }
         // `there` is at most the buffer's length.
         buffer[there as usize..].fill(0);
@@ -111,11 +191,9 @@ impl<D: BlockDevice> Externals<D> {
             let Some(part) = arena.allocate(bytes as usize) else {
                 return Err(IoFailure::new(Error::NoMemory { bytes }, buffer));
             };
-            let part = match device.read(Lba(first >> geometry.block_size.shift()), part).await {
+            let part = match parent.read(first, part, depth).await {
                 Ok(part) => part,
-                Err(failed) => {
-                    return Err(IoFailure::new(Error::ExternalDevice(failed.error), buffer));
-                }
+                Err(failed) => return Err(IoFailure::new(failed.error, buffer)),
             };
             let skipped = (at - first) as usize;
             let taken = (bytes as usize - skipped).min((there - done) as usize);
@@ -125,9 +203,9 @@ impl<D: BlockDevice> Externals<D> {
         Ok(buffer)
     }
 
-    /// Bytes of the device, if it is attached.
+    /// Bytes of the parent, if it is attached and there.
     fn size(&self, name: &ExternalName) -> Option<ByteCount> {
-        Some(self.get(name)?.geometry().size())
+        self.get(name).filter(External::is_there).map(|parent| parent.size())
     }
 }
 
@@ -144,16 +222,24 @@ impl<D: BlockDevice> Store<D> {
         names
     }
 
-    /// Says which device a parent outside of the pool is. Every reactor that does I/O must know it
-    /// before (`StoreIo::attach_external`). Nothing is written.
-    pub fn attach_external(&self, name: &ExternalName, device: D) {
-        self.externals.attach(name, device);
+    /// Those of them that are not attached.
+    #[must_use]
+    pub fn missing_externals(&self) -> Vec<ExternalName> {
+        let mut names = self.external_parents();
+        names.retain(|name| !self.state.borrow().attached.contains(name));
+        names
+    }
+
+    /// Says what a parent outside of the pool is. Every reactor that does I/O must know it before
+    /// (`StoreIo::attach_external`). Nothing is written.
+    pub fn attach_external(&self, name: &ExternalName, parent: External<D>) {
+        self.externals.attach(name, parent);
         let mut state = self.state.borrow_mut();
         state.attached.insert(Arc::clone(name));
         state.show_externals();
     }
 
-    /// The device is gone: volumes that need it are degraded from now on.
+    /// The parent is gone: volumes that need it are degraded from now on.
     pub fn detach_external(&self, name: &ExternalName) {
         let mut state = self.state.borrow_mut();
         state.attached.remove(name);
@@ -162,11 +248,67 @@ impl<D: BlockDevice> Store<D> {
         self.externals.detach(name);
     }
 
-    /// Makes a thin volume that reads as a device outside of the pool does, and has its size,
+    /// Lets go of a parent outside of the pool, unless volumes need it: the names of those. On
+    /// return, what this says is also what the medium says, so that no crash brings back a volume
+    /// that needs what was let go.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Poisoned`], [`Error::Closed`]: then nobody can know.
+    pub async fn release_external(&self, name: &ExternalName) -> Result<Vec<String>, Error> {
+        let _one_at_a_time = self.operations.lock().await;
+        self.check_alive()?;
+        let changed: Vec<_> = {
+            let state = self.state.borrow();
+            let changed = |volume: &Volume| volume.root_dirty || volume.deleted;
+            let changed = state.volumes.iter().filter(|(_, volume)| changed(volume));
+            changed.map(|(id, _)| *id).collect()
+        };
+        // Also if there is nothing: a commit that is under way ends before this one.
+        self.commit(changed).await?;
+        let needs = |volume: &&Volume| {
+            volume.blob.external_parent().is_some_and(|stored| external_name(stored) == *name)
+        };
+        let needed_by: Vec<_> = {
+            let state = self.state.borrow();
+            state.volumes.values().filter(needs).map(|volume| volume.name.to_string()).collect()
+        };
+        if needed_by.is_empty() {
+            self.detach_external(name);
+        }
+        Ok(needed_by)
+    }
+
+    /// A volume that can be the parent of volumes of other pools: nobody can write it any more, on
+    /// the medium neither, and all that it shows is there.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Closed`], [`Error::Unsuitable`] if it can be written,
+    /// [`Error::ExternalParent`] if it is degraded, [`Error::NoSpace`], [`Error::Poisoned`].
+    pub async fn as_external_parent(&self, id: BlobId) -> Result<Arc<VolumeMap>, Error> {
+        let _one_at_a_time = self.operations.lock().await;
+        let map = {
+            let state = self.state.borrow();
+            if state.closed {
+                return Err(Error::Closed);
+            }
+            let volume = state.served(id)?;
+            if !volume.blob.flags.read_only {
+                return Err(Error::Unsuitable("the volume can be written: make a snapshot of it"));
+            }
+            if volume.degraded {
+                return Err(Error::ExternalParent);
+            }
+            Arc::clone(&volume.map)
+        };
+        self.commit([id]).await?;
+        Ok(map)
+    }
+
+    /// Makes a thin volume that reads as a parent outside of the pool does, and has its size,
     /// rounded up to clusters. On return it is durable. `stored` is what the metadata says.
     ///
     /// # Errors
-    /// [`Error::ExternalParent`] if the device is not attached; otherwise as for
+    /// [`Error::ExternalParent`] if the parent is not attached; otherwise as for
     /// [`Store::clone_volume`].
     pub async fn clone_external(
         &self,
@@ -195,11 +337,11 @@ impl<D: BlockDevice> Store<D> {
         self.volume(id).ok_or(Error::NotFound)
     }
 
-    /// Makes a device outside of the pool the parent of a thin volume: what the volume has of its
-    /// own stays, everything else reads as the device does. On return it is durable.
+    /// Gives a thin volume a parent outside of the pool: what the volume has of its own stays,
+    /// everything else reads as the parent does. On return it is durable.
     ///
     /// # Errors
-    /// [`Error::ExternalParent`] if the device is not attached; [`Error::Unsuitable`] if it is
+    /// [`Error::ExternalParent`] if the parent is not attached; [`Error::Unsuitable`] if it is
     /// larger than the volume; otherwise as for [`Store::set_parent`].
     pub async fn set_external_parent(&self, id: BlobId, stored: &[u8]) -> Result<(), Error> {
         let _one_at_a_time = self.operations.lock().await;
@@ -214,7 +356,7 @@ impl<D: BlockDevice> Store<D> {
                 return Err(Error::Unsuitable("a thick volume cannot have a parent"));
             }
             if volume.clusters < wanted {
-                return Err(Error::Unsuitable("the device is larger than the volume"));
+                return Err(Error::Unsuitable("the external parent is larger than the volume"));
             }
             Arc::clone(&volume.map)
         };
@@ -227,14 +369,15 @@ impl<D: BlockDevice> Store<D> {
         Ok(())
     }
 
-    /// What shows of a device outside of the pool, at `offset` of a volume, into `buffer`.
+    /// What shows of a parent outside of the pool, at `offset` of a volume, into `buffer`.
     pub(super) async fn read_external(
         &self,
         shown: &Shown,
         offset: u64,
         buffer: DmaBuffer,
     ) -> Result<DmaBuffer, Error> {
-        let read = self.externals.read(shown, ByteOffset(offset), buffer, self.io.arena()).await;
+        let (offset, arena) = (ByteOffset(offset), self.io.arena());
+        let read = self.externals.read(shown, offset, buffer, arena, Depth::default()).await;
         read.map_err(|failed| failed.error)
     }
 

@@ -10,7 +10,9 @@
 //! What is durable: a write is when a later [`VolumeIo::flush`] has returned, or on its own return
 //! with [`Durability::ForceUnitAccess`]. After a crash each other block holds old or new data.
 
+mod parent;
 mod pieces;
+mod seek;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,11 +28,12 @@ use crate::units::{
 };
 
 use super::error::{Error, IoFailure, VolumeTransfer};
-use super::external::{ExternalName, Externals};
+use super::external::{Depth, External, ExternalName, Externals};
 use super::interruption::Interruption;
 use super::store::Store;
 use super::tracker::Tracker;
 use super::volume_map::{Place, VolumeMap};
+pub use parent::VolumeParent;
 use pieces::{Piece, Way, cut, join};
 
 /// Bytes of zeros written at once where a parent shows through.
@@ -110,8 +113,8 @@ impl<D: BlockDevice> StoreIo<D> {
     }
 
     /// Says how this reactor reaches a parent outside of the pool. `Store::attach_external` follows.
-    pub fn attach_external(&self, name: &ExternalName, device: D) {
-        self.0.externals.attach(name, device);
+    pub fn attach_external(&self, name: &ExternalName, parent: External<D>) {
+        self.0.externals.attach(name, parent);
     }
 
     /// That way is gone. `Store::detach_external` came before.
@@ -198,8 +201,24 @@ impl<D: BlockDevice> VolumeIo<D> {
     ///
     /// # Errors
     /// [`Error::Unaligned`], [`Error::OutOfRange`], [`Error::NotFound`] once it is deleted,
-    /// [`Error::Closed`], [`Error::ExternalParent`], [`Error::Device`].
-    pub async fn read(&self, offset: ByteOffset, mut buffer: DmaBuffer) -> VolumeTransfer {
+    /// [`Error::Closed`], [`Error::Device`]; of what lies on an external parent
+    /// [`Error::ExternalParent`], [`Error::ExternalDevice`], [`Error::ExternalVolume`],
+    /// [`Error::ExternalDepth`].
+    pub fn read(
+        &self,
+        offset: ByteOffset,
+        buffer: DmaBuffer,
+    ) -> impl Future<Output = VolumeTransfer> {
+        self.read_through(offset, buffer, Depth::default())
+    }
+
+    /// As [`VolumeIo::read`], through external parents as far as `depth` reaches.
+    async fn read_through(
+        &self,
+        offset: ByteOffset,
+        mut buffer: DmaBuffer,
+        depth: Depth,
+    ) -> VolumeTransfer {
         let shared = &*self.shared;
         let checked = self.map.check_read().and_then(|()| self.check(offset, buffer.len() as u64));
         if let Err(error) = checked {
@@ -208,7 +227,7 @@ impl<D: BlockDevice> VolumeIo<D> {
         let (cluster, block) = match self.single(offset, buffer.len()) {
             Some(found) => found,
             // Boxed, as what is rare below: the futures of the usual way stay small.
-            None => return Box::pin(self.read_pieces(offset, buffer)).await,
+            None => return Box::pin(self.read_pieces(offset, buffer, depth)).await,
         };
         let flight = shared.tracker.enter();
         let result = match self.map.get(cluster) {
@@ -217,7 +236,9 @@ impl<D: BlockDevice> VolumeIo<D> {
                 read.map_err(IoFailure::from)
             }
             Place::None => match self.map.external() {
-                Some(shown) => shared.externals.read(&shown, offset, buffer, &shared.arena).await,
+                Some(shown) => {
+                    shared.externals.read(&shown, offset, buffer, &shared.arena, depth).await
+                }
                 None => {
                     buffer.fill(0);
                     Ok(buffer)
@@ -352,31 +373,6 @@ impl<D: BlockDevice> VolumeIo<D> {
         self.call(allocate).await
     }
 
-    /// The first byte at or after `offset` that is allocated, here or in a parent.
-    #[must_use]
-    pub fn next_data(&self, offset: ByteOffset) -> Option<ByteOffset> {
-        self.next(offset, true)
-    }
-
-    /// The first byte at or after `offset` that is not allocated; the end of the volume counts.
-    #[must_use]
-    pub fn next_hole(&self, offset: ByteOffset) -> Option<ByteOffset> {
-        let size = self.size().0;
-        let found = self.next(offset, false);
-        found.or_else(|| (offset.0 < size).then_some(ByteOffset(size)))
-    }
-
-    fn next(&self, offset: ByteOffset, placed: bool) -> Option<ByteOffset> {
-        let (size, end) = (self.map.cluster_size().0, self.map.clusters().0);
-        if self.map.external().is_some() {
-            // What is outside of the pool counts as data, whatever it is.
-            return (placed && offset.0 < u64::from(end) * size).then_some(offset);
-        }
-        let first = u32::try_from(offset.0 / size).ok()?;
-        let found = self.map.find(VolumeCluster(first), end, placed)?;
-        Some(ByteOffset(offset.0.max(u64::from(found.0) * size)))
-    }
-
     /// Runs something at the owner.
     async fn call<F, Fut, R>(&self, call: F) -> Result<R, Error>
     where
@@ -483,7 +479,12 @@ impl<D: BlockDevice> VolumeIo<D> {
         pieces
     }
 
-    async fn read_pieces(&self, offset: ByteOffset, buffer: DmaBuffer) -> VolumeTransfer {
+    async fn read_pieces(
+        &self,
+        offset: ByteOffset,
+        buffer: DmaBuffer,
+        depth: Depth,
+    ) -> VolumeTransfer {
         let pieces = self.pieces(offset, buffer.len(), false);
         let parts = cut(buffer, &pieces);
         let reads = pieces.into_iter().zip(parts).map(|(piece, mut part)| async move {
@@ -494,7 +495,8 @@ impl<D: BlockDevice> VolumeIo<D> {
                     read.map_err(IoFailure::from)
                 }
                 Way::External(shown, at) => {
-                    self.shared.externals.read(&shown, at, part, &self.shared.arena).await
+                    let (externals, arena) = (&self.shared.externals, &self.shared.arena);
+                    externals.read(&shown, at, part, arena, depth).await
                 }
                 Way::Zeros | Way::Owner(..) => {
                     part.fill(0);

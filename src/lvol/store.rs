@@ -42,7 +42,7 @@ use super::volume::{Volume, VolumeInfo};
 use super::volume_map::{CLOSED, Fate, POISONED, VolumeMap};
 
 /// A pool in use, on its owner reactor; see the module.
-pub struct Store<D> {
+pub struct Store<D: BlockDevice> {
     pub(super) this: Weak<Self>,
     pub(super) reactor: Rc<Reactor>,
     pub(super) io: MetadataIo<D>,

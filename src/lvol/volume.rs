@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::units::{BlobId, ByteCount, ClusterCount, ClusterIndex, VolumeCluster};
 
 use super::error::{Error, ReadOnlyReason};
+use super::external::ExternalName;
 use super::format::{Blob, ClearMethod, Mapping, Run, Runs, TableSlot, VolumeName, lvolstore};
 use super::space::{OnFull, Wishes};
 use super::volume_map::{Place, READ_ONLY, THIN, VolumeMap, WAITS};
@@ -34,7 +35,7 @@ pub(super) struct Volume {
     pub(super) dropped: Vec<ClusterIndex>,
     /// First writes under way, and who waits for them.
     pub(super) allocating: HashMap<VolumeCluster, Vec<oneshot::Sender<()>>>,
-    /// Whether it shows a device outside of the pool that is not attached.
+    /// Whether it shows a parent outside of the pool that is not attached.
     pub(super) degraded: bool,
     /// Why it is read-only beyond what its flags say.
     pub(super) limit: Option<ReadOnlyReason>,
@@ -175,6 +176,7 @@ impl Volume {
             read_only: self.read_only(),
             parent: self.blob.parent(),
             external_parent: self.blob.external_parent().map(<[u8]>::to_vec),
+            shows: self.map.external().map(|shown| Arc::clone(&shown.name)),
             degraded: self.degraded,
             clones,
             clear_method: self.blob.flags.clear_method,
@@ -214,8 +216,10 @@ pub struct VolumeInfo {
     pub parent: Option<BlobId>,
     /// What names the parent outside of the pool, if it has one.
     pub external_parent: Option<Vec<u8>>,
-    /// Whether it shows a device outside of the pool that is not attached, itself or by its
-    /// parents: only what it has of its own can be read.
+    /// What shows through it from outside of the pool, because it or one of its parents has it as
+    /// its external parent.
+    pub shows: Option<ExternalName>,
+    /// Whether that is not attached: only what it has of its own can be read.
     pub degraded: bool,
     /// The volumes that are clones of it.
     pub clones: Vec<BlobId>,

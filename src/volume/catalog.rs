@@ -18,7 +18,7 @@ use super::pool::Pool;
 use super::reservations::Reset;
 use crate::block::AnyChannel;
 use crate::hw::dma::DmaArena;
-use crate::lvol::{ExternalName, StoreInfo, StoreIo, VolumeInfo};
+use crate::lvol::{External, ExternalName, StoreInfo, StoreIo, VolumeInfo};
 use crate::reactor::{Reactor, Remote};
 use crate::reservation::Command;
 use crate::spec::reservation::HostId;
@@ -69,9 +69,9 @@ impl Catalog {
     }
 
     /// Says how this reactor reaches a parent of volumes of a pool that is outside of it.
-    pub fn attach_external(&self, pool: Key, name: &ExternalName, channel: AnyChannel) {
+    pub fn attach_external(&self, pool: Key, name: &ExternalName, parent: External<AnyChannel>) {
         if let Some(io) = self.pools.borrow().get(&pool) {
-            io.attach_external(name, channel);
+            io.attach_external(name, parent);
         }
     }
 

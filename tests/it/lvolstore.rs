@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod exhaustive;
 mod external;
+mod external_volume;
 mod golden_images;
 mod grow;
 mod image;

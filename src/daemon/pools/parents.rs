@@ -6,7 +6,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::{Claim, Pools, Refusal, lock, run_on};
-use crate::lvol::{ExternalName, stored_name};
+use crate::lvol::{External, ExternalName, stored_name};
 use crate::volume::{self, Entry, Pool, PoolOwner};
 
 impl Pools {
@@ -74,7 +74,7 @@ impl Pools {
             let (name, device) = (Arc::clone(name), device.to_owned());
             run_on(site, move |site| async move {
                 let channel = site.channel(&device)?;
-                site.catalog.attach_external(key, &name, channel);
+                site.catalog.attach_external(key, &name, External::Device(channel));
                 anyhow::Ok(())
             })??;
         }
@@ -82,7 +82,8 @@ impl Pools {
             let (name, device) = (Arc::clone(name), device.to_owned());
             run_on(site, move |site| async move {
                 if let Some(owner) = site.owner_of(key) {
-                    owner.store().attach_external(&name, site.channel(&device)?);
+                    let device = External::Device(site.channel(&device)?);
+                    owner.store().attach_external(&name, device);
                 }
                 anyhow::Ok(())
             })??;

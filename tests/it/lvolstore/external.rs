@@ -1,7 +1,9 @@
 //! Volumes whose parent is a device outside of the pool.
 
 use lvolfs::block::BlockDevice;
-use lvolfs::lvol::{Error, ExternalName, NewRelative, ReadOnlyReason, external_name, stored_name};
+use lvolfs::lvol::{
+    Error, External, ExternalName, NewRelative, ReadOnlyReason, external_name, stored_name,
+};
 use lvolfs::sim::{SimChannel, SimDisk, SimOptions};
 use lvolfs::units::{BlobId, BlockSize, ByteCount, ByteOffset};
 use uuid::Uuid;
@@ -28,8 +30,8 @@ fn name() -> ExternalName {
 }
 
 fn attach(pool: &Pool<SimChannel>, device: &SimChannel) {
-    pool.io.attach_external(&name(), device.clone());
-    pool.store.attach_external(&name(), device.clone());
+    pool.io.attach_external(&name(), External::Device(device.clone()));
+    pool.store.attach_external(&name(), External::Device(device.clone()));
 }
 
 async fn clone(pool: &Pool<SimChannel>, name: &str) -> BlobId {

@@ -2,7 +2,7 @@
 
 use lvolfs::block::Durability;
 use lvolfs::lvol::validate::validate;
-use lvolfs::lvol::{Error, ReadOnlyReason, external_name};
+use lvolfs::lvol::{Error, External, ReadOnlyReason, external_name};
 use lvolfs::sim::{SimChannel, SimDisk, SimOptions};
 use lvolfs::units::{ByteCount, ByteOffset};
 
@@ -57,8 +57,8 @@ fn every_image_opens_with_its_volumes_and_their_content() {
                         "{what}"
                     );
                     let device = external_parent(&bench);
-                    pool.io.attach_external(&name, device.clone());
-                    pool.store.attach_external(&name, device);
+                    pool.io.attach_external(&name, External::Device(device.clone()));
+                    pool.store.attach_external(&name, External::Device(device));
                     let info = pool.store.find(lvol_name).expect(&what);
                     assert_eq!((info.read_only, info.degraded), (None, false), "{what}");
                 }
@@ -91,8 +91,8 @@ fn the_clone_of_an_external_parent_can_be_written_and_inflated() {
         let (disk, pool) = open(&bench, &golden).await;
         let name = external_name(lvol.external_snapshot_name.as_ref().unwrap().as_bytes());
         let device = external_parent(&bench);
-        pool.io.attach_external(&name, device.clone());
-        pool.store.attach_external(&name, device);
+        pool.io.attach_external(&name, External::Device(device.clone()));
+        pool.store.attach_external(&name, External::Device(device));
         let volume = pool.volume("esclone").await;
         let mut content = pool.content(&volume).await.unwrap();
         assert_eq!(sha256(&content), lvol.sha256);

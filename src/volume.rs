@@ -26,6 +26,7 @@ mod handle;
 mod hosts;
 mod key;
 mod owner;
+mod parents;
 mod pool;
 mod relatives;
 mod reservations;

@@ -389,6 +389,12 @@ fn facts_of_volume(name: &VolumeName, volume: &VolumeStatus) -> Table {
     table.fact("size", format!("{} ({} bytes)", size(volume.size), volume.size));
     table.fact("allocated", size(volume.allocated));
     table.fact("kind", kind(volume));
+    if let Some(parent) = &volume.parent {
+        table.fact("parent", format!("{}/{parent}", name.pool()));
+    }
+    if let Some(parent) = &volume.external_parent {
+        table.fact("external parent", parent);
+    }
     if volume.reserve > 0 {
         table.fact("reserve", size(volume.reserve));
     }

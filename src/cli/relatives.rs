@@ -36,8 +36,9 @@ pub struct CloneVolume {
     /// The clone's name, with or without the pool
     #[arg(value_name = "NAME", required_unless_present = "from_device")]
     name: Option<String>,
-    /// Show this device of the daemon, by name or UUID, where the clone has nothing of its own
-    #[arg(long, value_name = "DEVICE", conflicts_with = "name")]
+    /// Show this device of the daemon, or this snapshot or read-only volume of another pool, where the
+    /// clone has nothing of its own; by name or UUID
+    #[arg(long, value_name = "DEVICE|POOL/VOLUME", conflicts_with = "name")]
     from_device: Option<String>,
 }
 
@@ -50,8 +51,9 @@ pub struct VolumeAndParent {
     /// The snapshot's name, with or without the pool
     #[arg(value_name = "SNAPSHOT", required_unless_present = "device")]
     name: Option<String>,
-    /// A device of the daemon instead, by name or UUID
-    #[arg(long, conflicts_with = "name")]
+    /// A device of the daemon instead, or a snapshot or read-only volume of another pool; by name or
+    /// UUID
+    #[arg(long, value_name = "DEVICE|POOL/VOLUME", conflicts_with = "name")]
     device: Option<String>,
 }
 
@@ -60,14 +62,15 @@ pub struct VolumeAndParent {
 pub enum RelativeVerb {
     /// Make a read-only snapshot of a volume, which becomes its clone
     Snapshot(VolumeAndName),
-    /// Make a writable clone of a snapshot, of a read-only volume, or of a device
+    /// Make a writable clone of a snapshot, of a read-only volume, or of a device or volume outside of
+    /// the pool
     Clone(CloneVolume),
     /// Allocate all of a volume, copied from its parents or zeroed, and cut it off from them
     Inflate(OneVolume),
     /// Copy what a volume shows of its parent; its grandparent is its parent then
     Decouple(OneVolume),
-    /// Make a thin volume show a snapshot of the same size, or a device, where it has nothing of its
-    /// own
+    /// Make a thin volume show a snapshot of the same size, or a device or volume outside of the pool,
+    /// where it has nothing of its own
     SetParent(VolumeAndParent),
     /// Make a volume read-only, for good
     ReadOnly(OneVolume),
@@ -87,7 +90,7 @@ impl Daemon {
                 Ok(made(self.client().bdev_lvol_snapshot(&snapshot)?, text))
             }
             RelativeVerb::Clone(CloneVolume { volume, from_device: Some(bdev), .. }) => {
-                let text = format!("{volume} is a clone of device {bdev}");
+                let text = format!("{volume} is a clone of {bdev}");
                 let (lvs_name, clone_name) = (volume.pool().to_owned(), volume.volume().to_owned());
                 let clone = CloneBdev { bdev, lvs_name, clone_name };
                 Ok(made(self.client().bdev_lvol_clone_bdev(&clone)?, text))
@@ -110,7 +113,7 @@ impl Daemon {
                 Ok(done(json, &format!("{volume} has left its parent")))
             }
             RelativeVerb::SetParent(VolumeAndParent { volume, device: Some(device), .. }) => {
-                let text = format!("{volume} is a clone of device {device} now");
+                let text = format!("{volume} is a clone of {device} now");
                 let set = SetParent { lvol_name: volume.to_string(), parent_name: device };
                 self.client().bdev_lvol_set_parent_bdev(&set)?;
                 Ok(done(json, &text))

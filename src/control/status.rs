@@ -119,6 +119,13 @@ pub struct VolumeStatus {
     pub waits_for_space: bool,
     /// Whether it refuses writes.
     pub read_only: bool,
+    /// The snapshot of its pool that it is a clone of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// What it is a clone of outside of its pool: a device, or `pool/volume`, or a UUID if that is not
+    /// there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_parent: Option<String>,
     /// Of its operations.
     pub counters: Counters,
 }
@@ -172,7 +179,7 @@ pub enum Health {
         /// What is wrong with them, and what to do.
         reason: String,
     },
-    /// What it shows of a device outside of its pool cannot be read, for that is not attached.
+    /// What it shows of a parent outside of its pool cannot be read, for that is not attached.
     Degraded {
         /// What is missing.
         reason: String,

@@ -198,20 +198,32 @@ fn volume_total(key: Key, sites: &[SiteFacts]) -> Counters {
     total(mine.map(|(_, counters)| counters_of(counters)))
 }
 
+/// Names of a volume's parents, for people.
+pub(super) struct ParentFacts {
+    pub(super) parent: Option<String>,
+    pub(super) external_parent: Option<String>,
+    /// Why what shows from outside is not attached.
+    pub(super) missing: Option<String>,
+}
+
 pub(super) fn volume_status(
     entry: &Entry,
     info: &VolumeInfo,
     cluster_size: ByteCount,
+    parents: ParentFacts,
     sites: &[SiteFacts],
 ) -> VolumeStatus {
+    let ParentFacts { parent, external_parent, missing } = parents;
     VolumeStatus {
         name: info.name.clone(),
         uuid: entry.uuid(),
         health: match entry.gate().reservations().fence() {
             None if info.degraded => Health::Degraded {
-                reason: "its external parent is not attached: only what it has of its own can be \
-                         read"
-                    .to_owned(),
+                reason: format!(
+                    "only what it has of its own can be read, for its external parent is not \
+                     attached: {}",
+                    missing.unwrap_or_default()
+                ),
             },
             None => Health::Ok,
             Some(damage) => Health::Fenced {
@@ -229,6 +241,8 @@ pub(super) fn volume_status(
         reserve: u64::from(info.reserve.get()) * cluster_size.get(),
         waits_for_space: info.on_full == OnFull::Wait,
         read_only: info.read_only.is_some(),
+        parent,
+        external_parent,
         counters: volume_total(entry.key(), sites),
     }
 }
@@ -246,6 +260,8 @@ pub(super) fn quarantined_status(quarantined: &Quarantined) -> VolumeStatus {
         reserve: 0,
         waits_for_space: false,
         read_only: true,
+        parent: None,
+        external_parent: None,
         counters: Counters::new(),
     }
 }
@@ -256,6 +272,7 @@ pub(super) fn volume_bdev(
     pool: &StoreInfo,
     volumes: &[VolumeInfo],
     base_bdev: String,
+    external_parent: Option<String>,
 ) -> Bdev {
     let name_of = |id: &BlobId| {
         volumes.iter().find(|volume| volume.id == *id).map(|volume| volume.name.clone())
@@ -292,6 +309,7 @@ pub(super) fn volume_bdev(
                     .external_parent
                     .as_deref()
                     .map(|stored| String::from_utf8_lossy(&external_name(stored)).into_owned()),
+                external_snapshot_alias: external_parent,
             }),
         },
         ..Bdev::default()

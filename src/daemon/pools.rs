@@ -3,6 +3,7 @@
 //! A pool that no configuration declares, on a device that it does, was made at run time: it is
 //! opened under the name that it has.
 
+mod ancestry;
 mod change;
 mod parents;
 
@@ -18,7 +19,7 @@ use super::reactors::ReactorThread;
 use super::site::Site;
 use crate::config::{self, Config};
 use crate::lvol::format::{Contents, LayoutOptions};
-use crate::lvol::{FormatOptions, OnFull, StoreState};
+use crate::lvol::{ExternalName, FormatOptions, OnFull, StoreState};
 use crate::reactor::Remote;
 use crate::units::ClusterCount;
 use crate::volume::{Attributes, Directory, Key, NewVolume, Pool, PoolOwner, Store};
@@ -32,8 +33,10 @@ pub(super) struct Pools {
     claims: Arc<Mutex<Claims>>,
     /// The devices that there are, and their UUIDs.
     devices: Mutex<BTreeMap<String, Uuid>>,
-    /// Held while pools come and go.
+    /// Held while pools and parents come and go.
     changing: Mutex<()>,
+    /// Why what volumes name as their external parents is not attached.
+    missing: Mutex<BTreeMap<(Key, ExternalName), String>>,
 }
 
 /// Who has which device.
@@ -103,6 +106,7 @@ impl Pools {
             claims: Arc::default(),
             devices: Mutex::default(),
             changing: Mutex::default(),
+            missing: Mutex::default(),
         });
         let result = pools.open_all(config, devices);
         if let Err(error) = result {
@@ -124,7 +128,7 @@ impl Pools {
             self.add_device(&device.name, device.uuid);
             self.open_found(&device.name);
         }
-        self.attach_parents(true);
+        self.attach_parents();
         for volume in &config.volumes {
             create_if_missing(volume, &self.sites[0])?;
             set_caching(volume, &self.sites[0])?;

@@ -20,7 +20,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
-use uuid::Uuid;
 
 use super::devices::Devices;
 use super::facts::{DeviceFacts, SiteFacts};
@@ -123,19 +122,7 @@ impl DaemonService {
 
     /// A volume by `pool/volume` or by its UUID.
     fn volume(&self, name: &str) -> Answer<Arc<Entry>> {
-        let found = match name.split_once('/') {
-            Some((pool, volume)) => {
-                let pool = self.directory.find_pool(pool);
-                pool.and_then(|pool| self.directory.find_volume(pool.key(), volume))
-            }
-            None => Uuid::parse_str(name).ok().and_then(|uuid| {
-                let pools = self.directory.pools().into_iter();
-                pools
-                    .flat_map(|pool| self.directory.volumes(pool.key()))
-                    .find(|entry| entry.uuid() == uuid)
-            }),
-        };
-        found.ok_or_else(|| RpcError::errno(libc::ENODEV).because(name))
+        self.directory.find(name).ok_or_else(|| RpcError::errno(libc::ENODEV).because(name))
     }
 
     fn ask_owner(&self, pool: &Pool) -> Answer<PoolFacts> {

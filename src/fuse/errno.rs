@@ -59,6 +59,7 @@ impl From<volume::Error> for Errno {
             volume::Error::OtherPool => Self::EXDEV,
             volume::Error::PoolExists { .. } => Self::EEXIST,
             volume::Error::Held { .. }
+            | volume::Error::ParentOf { .. }
             | volume::Error::PoolInUse { .. }
             | volume::Error::Cached
             | volume::Error::Reserved => Self::EBUSY,

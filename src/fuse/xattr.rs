@@ -11,6 +11,7 @@ use super::errno::Errno;
 use super::reply::Reply;
 use super::request::Operation;
 use super::tree::Node;
+use crate::lvol::external_name;
 use crate::reservation::Rights;
 use crate::volume::{Catalog, Entry, USER_PREFIX};
 
@@ -122,8 +123,10 @@ async fn describe(catalog: &Catalog, entry: &Arc<Entry>) -> Result<Description, 
     let name_of =
         |blob| volumes.iter().find(|other| other.blob() == blob).map(|other| other.name());
     let parent = info.parent.and_then(name_of).or_else(|| {
-        let external = info.external_parent.as_deref()?;
-        Some(format!("external {}", String::from_utf8_lossy(external).trim_end_matches('\0')))
+        let external = external_name(info.external_parent.as_deref()?);
+        let text = String::from_utf8_lossy(&external);
+        let volume = catalog.directory().find(&text).map(|parent| parent.path());
+        Some(format!("external {}", volume.as_deref().unwrap_or(&text)))
     });
     let clones: Vec<String> = info.clones.iter().copied().filter_map(name_of).collect();
     Ok(Description(vec![

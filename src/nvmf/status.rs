@@ -24,6 +24,7 @@ pub(super) fn of(error: Error) -> Status {
         Error::ReservedName
         | Error::OtherPool
         | Error::Held { .. }
+        | Error::ParentOf { .. }
         | Error::PoolExists { .. }
         | Error::PoolInUse { .. }
         | Error::Cached

@@ -18,7 +18,7 @@ use super::pool::Pool;
 use super::reservations::Reset;
 use crate::block::AnyChannel;
 use crate::hw::dma::DmaArena;
-use crate::lvol::{External, ExternalName, StoreInfo, StoreIo, VolumeInfo};
+use crate::lvol::{External, ExternalName, StoreInfo, StoreIo, VolumeInfo, VolumeMap};
 use crate::reactor::{Reactor, Remote};
 use crate::reservation::Command;
 use crate::spec::reservation::HostId;
@@ -73,6 +73,21 @@ impl Catalog {
         if let Some(io) = self.pools.borrow().get(&pool) {
             io.attach_external(name, parent);
         }
+    }
+
+    /// A volume of `pool` as a parent of volumes of other pools; [`PoolOwner::make_parent`] gave its
+    /// map.
+    ///
+    /// # Errors
+    /// [`Error::NotAttached`].
+    pub fn as_parent(
+        &self,
+        pool: Key,
+        map: &Arc<VolumeMap>,
+    ) -> Result<External<AnyChannel>, Error> {
+        let pools = self.pools.borrow();
+        let io = pools.get(&pool).ok_or(Error::NotAttached)?;
+        Ok(io.volume_of(Arc::clone(map)).as_parent())
     }
 
     /// That way is gone.

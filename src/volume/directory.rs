@@ -19,6 +19,7 @@ use super::exclusion::WriteLocks;
 use super::gate::Gate;
 use super::hosts::Hosts;
 pub use super::key::Key;
+use super::parents::Parenthood;
 use super::pool::Pool;
 use super::reservations::Keeper;
 use crate::hw::clock::coarse_wall_clock;
@@ -47,6 +48,8 @@ pub(super) struct State {
     pub(super) openings: usize,
     /// Who keeps it from being deleted.
     pub(super) held_by: Option<String>,
+    /// Its part as a parent of volumes of other pools.
+    pub(super) parenthood: Parenthood,
     pub(super) life: Life,
 }
 
@@ -116,6 +119,12 @@ impl Entry {
     #[must_use]
     pub fn name(&self) -> String {
         self.state().name.clone()
+    }
+
+    /// `pool/volume`.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("{}/{}", self.pool.name(), self.name())
     }
 
     /// Whether it can still be found by its name.
@@ -392,6 +401,23 @@ impl Directory {
         node.volumes.get(node.names.get(name)?).map(Arc::clone)
     }
 
+    /// The volume that `text` names, as `pool/volume` or by its UUID.
+    #[must_use]
+    pub fn find(&self, text: &str) -> Option<Arc<Entry>> {
+        match text.split_once('/') {
+            Some((pool, volume)) => self.find_volume(self.find_pool(pool)?.key(), volume),
+            None => self.with_uuid(Uuid::parse_str(text).ok()?).into_iter().next(),
+        }
+    }
+
+    /// The volumes with a UUID and a name: several, if a pool's device was copied.
+    #[must_use]
+    pub fn with_uuid(&self, uuid: Uuid) -> Vec<Arc<Entry>> {
+        let tree = self.read();
+        let named = tree.pools.values().flat_map(|node| node.volumes.values());
+        named.filter(|entry| entry.uuid == uuid).map(Arc::clone).collect()
+    }
+
     /// Up to `limit` volumes of a pool that have a name, in the order of their keys, after
     /// `after`.
     #[must_use]
@@ -432,6 +458,7 @@ impl Directory {
             attributes: new.attributes,
             openings: 0,
             held_by: None,
+            parenthood: Parenthood::default(),
             life: Life::Named,
         };
         let entry = Arc::new(Entry {

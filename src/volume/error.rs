@@ -44,6 +44,12 @@ pub enum Error {
         /// Who.
         by: String,
     },
+    /// Volumes of other pools show what is in it.
+    #[error("the volume is the external parent of {by}; decouple, inflate or delete that first")]
+    ParentOf {
+        /// Those volumes.
+        by: String,
+    },
     /// Another pool has the name.
     #[error("a pool named \"{name}\" exists already")]
     PoolExists {

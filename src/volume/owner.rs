@@ -212,6 +212,7 @@ impl PoolOwner {
             // It cannot be renamed, so it cannot live on without a name.
             return Err(lvol::Error::Busy { with: "use of the read-only volume" }.into());
         }
+        let _leaving = self.end_parenthood(entry).await?;
         match entry.prepare_deletion()? {
             Deletion::Now => {
                 if let Err(error) = self.store.delete_volume(entry.blob()).await {

@@ -195,12 +195,22 @@ impl PoolOwner {
     /// Takes the pool off its device with all its volumes; durable on return.
     ///
     /// # Errors
-    /// [`Error::PoolInUse`] if a volume is open, exported or has reservations: nothing is changed
-    /// then. [`Error::Store`]; if the device failed half-way, the pool is closed all the same, and
+    /// [`Error::PoolInUse`] if a volume is open, exported, has reservations or is the parent of
+    /// volumes of another pool: nothing is changed then. [`Error::Store`]; if the device failed half-way, the pool is closed all the same, and
     /// opening it again tells what is left.
     pub async fn destroy(&self, pool: &Pool) -> Result<(), Error> {
         let _names = self.names.lock().await;
         let entries = self.directory.all_volumes(pool.key());
+        let mut leaving = Vec::with_capacity(entries.len());
+        for entry in &entries {
+            leaving.push(self.end_parenthood(entry).await.map_err(|error| match error {
+                Error::ParentOf { by } => {
+                    let by = format!("{by}, whose external parent it is");
+                    Error::PoolInUse { volume: entry.name(), by }
+                }
+                error => error,
+            })?);
+        }
         for (index, entry) in entries.iter().enumerate() {
             // A command that is under way may be about to register somebody.
             let keeper = entry.keeper().lock().await;

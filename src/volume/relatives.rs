@@ -58,7 +58,7 @@ impl PoolOwner {
         self.add(entry.pool(), &info).await
     }
 
-    /// Makes a volume that is a clone of a device outside of the pool, which is attached; durable on
+    /// Makes a volume that is a clone of something outside of the pool, which is attached; durable on
     /// return. `stored` is what the metadata says of it.
     ///
     /// # Errors
@@ -119,12 +119,21 @@ impl PoolOwner {
         if !parent.name.starts_with(COPY_PREFIX) || parent.clones.len() > 1 {
             return;
         }
+        let entry = self.find_blob(parent.id);
+        let _leaving = match &entry {
+            Some(entry) => match self.end_parenthood(entry).await {
+                Ok(leaving) => Some(leaving),
+                // The next deletion tries again.
+                Err(_) => return,
+            },
+            None => None,
+        };
         // What needs room may fail; the next deletion tries again.
         if let Err(error) = self.store.delete_volume(parent.id).await {
             tracing::warn!(snapshot = parent.name, %error, "it stays for now");
-        } else if let Some(entry) = self.find_blob(parent.id) {
-            self.forget(&entry);
-            self.forget_reservations(&entry).await;
+        } else if let Some(entry) = &entry {
+            self.forget(entry);
+            self.forget_reservations(entry).await;
         }
     }
 

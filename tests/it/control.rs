@@ -192,6 +192,8 @@ impl ProcessMethods for Echo {
                     reserve: 0,
                     waits_for_space: false,
                     read_only: false,
+                    parent: None,
+                    external_parent: Some("golden/base".to_owned()),
                     counters: Counters::default(),
                 }],
             }],

@@ -22,6 +22,7 @@ mod lvol_format;
 mod lvolstore;
 mod nvme;
 mod nvmf;
+mod parents;
 mod pools;
 mod power;
 mod reservations;

@@ -116,9 +116,12 @@ pub struct LvolSpecific {
     pub clones: Option<Vec<String>>,
     /// Whether it is a clone of something outside of the pool.
     pub esnap_clone: bool,
-    /// What names that.
+    /// What names that in the metadata: a UUID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_snapshot_name: Option<String>,
+    /// Ours: the name of that device, or `pool/volume`, if it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_snapshot_alias: Option<String>,
 }
 
 /// Of `bdev_get_iostat`.

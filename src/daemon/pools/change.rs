@@ -8,7 +8,7 @@ use std::sync::{Arc, MutexGuard};
 use uuid::Uuid;
 
 use super::{Pools, open_on_owner, report, run_on, undeclared};
-use crate::lvol::{self, FormatOptions, Preparation};
+use crate::lvol::{self, EXTERNAL_CHAIN_LIMIT, FormatOptions, Preparation};
 use crate::volume::{self, Pool, Store};
 
 /// A pool to be made.
@@ -24,6 +24,22 @@ pub(in crate::daemon) struct NewPool {
 pub(in crate::daemon) enum Refusal {
     #[error("there is no device {0:?}")]
     NoDevice(String),
+    #[error("there is neither a device {0:?} nor a volume of an open pool")]
+    NoParent(String),
+    #[error("several have the UUID {uuid}: {names}")]
+    Ambiguous { uuid: Uuid, names: String },
+    #[error(
+        "{volume} is of the same pool: `volume clone` and `volume set-parent` make clones within one"
+    )]
+    SamePool { volume: String },
+    #[error("{volume} can be written: make a snapshot of it, or mark it read-only, first")]
+    Writable { volume: String },
+    #[error("{volume} is degraded itself")]
+    Degraded { volume: String },
+    #[error("the external parents form a cycle: {volumes}")]
+    Cycle { volumes: String },
+    #[error("{volume} has more than {EXTERNAL_CHAIN_LIMIT} external parents above it")]
+    TooDeep { volume: String },
     #[error("device {device:?} is in use by {by}")]
     Claimed { device: String, by: String },
     #[error(transparent)]

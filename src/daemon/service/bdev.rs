@@ -19,13 +19,10 @@ impl DaemonService {
                 let info = facts.volumes.iter().find(|info| info.id == entry.blob());
                 if let Some(info) = info {
                     let device = self.device_of(&pool);
-                    bdevs.push(facts::volume_bdev(
-                        &entry,
-                        info,
-                        &facts.info,
-                        &facts.volumes,
-                        device,
-                    ));
+                    let stored = info.external_parent.as_deref();
+                    let parent = stored.map(|stored| self.pools.parent_name(stored));
+                    let (pool, volumes) = (&facts.info, &facts.volumes);
+                    bdevs.push(facts::volume_bdev(&entry, info, pool, volumes, device, parent));
                 }
             }
         }

@@ -95,6 +95,8 @@ impl LvolMethods for DaemonService {
     fn bdev_lvol_set_read_only(&self, parameters: SelectLvol) -> Answer<bool> {
         let entry = self.volume(&parameters.name)?;
         self.operate(move |catalog| async move { catalog.set_read_only(&entry).await })?;
+        // It may be what volumes of other pools have been waiting for.
+        self.pools.attach_parents();
         Ok(true)
     }
 

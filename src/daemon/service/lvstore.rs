@@ -17,8 +17,18 @@ use crate::volume;
 /// SPDK's codes and texts for what it refuses, too.
 pub(super) fn refused(refusal: Refusal) -> RpcError {
     match refusal {
-        Refusal::NoDevice(_) => RpcError::errno(libc::ENODEV).because(refusal),
-        Refusal::Claimed { .. } => RpcError::errno(libc::EPERM).because(refusal),
+        Refusal::NoDevice(_) | Refusal::NoParent(_) | Refusal::Degraded { .. } => {
+            RpcError::errno(libc::ENODEV).because(refusal)
+        }
+        Refusal::Ambiguous { .. } | Refusal::SamePool { .. } => {
+            RpcError::errno(libc::EINVAL).because(refusal)
+        }
+        Refusal::Cycle { .. } | Refusal::TooDeep { .. } => {
+            RpcError::errno(libc::ELOOP).because(refusal)
+        }
+        Refusal::Claimed { .. } | Refusal::Writable { .. } => {
+            RpcError::errno(libc::EPERM).because(refusal)
+        }
         Refusal::Volume(volume::Error::PoolExists { .. }) => {
             RpcError::errno(libc::EEXIST).because(refusal)
         }

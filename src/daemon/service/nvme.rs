@@ -124,7 +124,7 @@ impl NvmeMethods for DaemonService {
         }
         drop(devices);
         bdevs.iter().for_each(|bdev| self.pools.open_found(bdev));
-        self.pools.attach_parents(false);
+        self.pools.attach_parents();
         Ok(bdevs)
     }
 

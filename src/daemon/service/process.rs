@@ -4,7 +4,7 @@ use super::{Answer, DaemonService, counters_of, total};
 use crate::control::status::{DeviceStatus, MountStatus, PoolStatus, ReactorStatus, Status};
 use crate::control::types::{KillInstance, NoParameters};
 use crate::control::{ProcessMethods, RpcError};
-use crate::daemon::facts::{self, SiteFacts};
+use crate::daemon::facts::{self, ParentFacts, SiteFacts};
 use crate::daemon::signals;
 use crate::lvol::{SpaceState, TornWrites};
 use crate::volume::Pool;
@@ -16,7 +16,18 @@ impl DaemonService {
         let entries = self.directory.volumes(pool.key());
         let served = entries.iter().filter_map(|entry| {
             let info = facts.volumes.iter().find(|info| info.id == entry.blob())?;
-            Some(facts::volume_status(entry, info, facts.info.cluster_size, sites))
+            let name_of = |id| {
+                let found = facts.volumes.iter().find(|volume| volume.id == id);
+                found.map(|volume| volume.name.clone())
+            };
+            let missing = |name| self.pools.why_missing(pool.key(), name);
+            let stored = info.external_parent.as_deref();
+            let parents = ParentFacts {
+                parent: info.parent.and_then(name_of),
+                external_parent: stored.map(|stored| self.pools.parent_name(stored)),
+                missing: info.shows.as_ref().and_then(missing),
+            };
+            Some(facts::volume_status(entry, info, facts.info.cluster_size, parents, sites))
         });
         let bytes = |clusters: u64| clusters.saturating_mul(info.cluster_size.get());
         let damaged = facts.quarantined.iter().map(facts::quarantined_status);

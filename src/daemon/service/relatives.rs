@@ -39,13 +39,14 @@ impl RelativeMethods for DaemonService {
     fn bdev_lvol_clone_bdev(&self, parameters: CloneBdev) -> Answer<Uuid> {
         let CloneBdev { bdev, lvs_name, clone_name } = parameters;
         let pool = self.pool(&PoolSelector::Name(lvs_name))?;
-        let made = self.pools.clone_device(&pool, &bdev, &clone_name).map_err(refused)?;
+        let made = self.pools.clone_outside(&pool, &bdev, &clone_name).map_err(refused)?;
         Ok(made.uuid())
     }
 
     fn bdev_lvol_set_parent_bdev(&self, parameters: SetParent) -> Answer<bool> {
         let entry = self.volume(&parameters.lvol_name)?;
-        self.pools.set_device_parent(&entry, &parameters.parent_name).map_err(refused)?;
+        self.pools.set_outside_parent(&entry, &parameters.parent_name).map_err(refused)?;
+        self.mount.notifier.content(entry.key());
         Ok(true)
     }
 

@@ -6,7 +6,7 @@ part_about="snapshots, clones and copies of volumes, under real file systems; ch
 part_packages=(attr coreutils e2fsprogs fio fuse3 jq python3)
 part_checks=(snapshot_of_a_mounted_file_system copy_is_a_clone relatives clone_under_load
     check_after_kill check_after_dd space scrub pools grow
-    external_parent shallow_copy power_cut)
+    external_parent external_volume shallow_copy power_cut)
 
 pool=mount/volumes/pool0
 demo=$pool/demo
@@ -419,6 +419,148 @@ lvolstore_external_parent() {
     truncate -s 64M $pool/t
     cli volume set-parent pool0/t --device golden
     cmp -n $((32 << 20)) "$work/golden" $pool/t
+    daemon_stop
+}
+
+# same FILE VOLUME: they are equal, read in large pieces.
+same() {
+    dd if="$2" bs=1M iflag=direct status=none | cmp "$1" -
+}
+
+# pool_of NAME CLUSTER: a pool of that name on a file of its own, as the configuration has it.
+pool_of() {
+    printf '[[device]]\nname = "%s"\ndriver = "file"\npath = "var/%s.img"\nsize = "256MiB"\ncreate = true\n\n' "$1" "$1"
+    printf '[[pool]]\nname = "%s"\ndevice = "%s"\ncluster_size = "%s"\ncreate = true\n\n' "$1" "$1" "$2"
+}
+
+# stand_in UUID: a device of that UUID, which stands for a volume.
+stand_in() {
+    printf '\n[[device]]\nname = "of-%s"\ndriver = "file"\npath = "var/stand-in-%s.img"\nsize = "4MiB"\ncreate = true\nuuid = "%s"\n' "$1" "$1" "$1"
+}
+
+# state_of POOL/VOLUME: its state and the reason for it.
+state_of() {
+    cli --json volume show "$1" | jq -r '"\(.state): \(.reason // "")"'
+}
+
+uuid_of() {
+    cli --json volume show "$1" | jq -r .uuid
+}
+
+# A snapshot in one pool as the parent of volumes in another, whose snapshot is that of one in a third:
+# shown, kept from going, found in any order of the pools, missed when it is not there.
+lvolstore_external_volume() {
+    example_here
+    mkdir -p var
+    cp config.toml "$work/plain"
+    # The pool of the clones is opened before that of their parent.
+    { cat "$work/plain" && echo && pool_of far 1MiB && pool_of vault 256KiB; } >config.toml
+    daemon_start
+    local lvolfs_here=("$lvolfs" --socket var/lvolfs.sock) vault=mount/volumes/vault far=mount/volumes/far
+    truncate -s 16M $vault/image
+    dd if=/dev/urandom of=$vault/image bs=1M count=12 conv=notrunc,fsync status=none
+    cp --sparse=never $vault/image "$work/golden"
+    expect_failure 'not permitted.*snapshot' "${lvolfs_here[@]}" volume clone pool0/c --from-device vault/image
+    cli volume snapshot vault/image golden
+    dd if=/dev/zero of=$vault/image bs=1M count=4 conv=notrunc,fsync status=none
+    expect_failure 'same pool.*volume clone' "${lvolfs_here[@]}" volume clone vault/c --from-device vault/golden
+    expect_failure 'No such device' "${lvolfs_here[@]}" volume clone pool0/c --from-device vault/none
+
+    cli volume clone pool0/c --from-device vault/golden
+    same "$work/golden" $pool/c
+    [[ $(stat -c %b $pool/c) == 0 ]] || fail "the clone has blocks of its own"
+    printf changed | dd of=$pool/c bs=4096 seek=300 conv=notrunc,fsync status=none
+    cp "$work/golden" "$work/c"
+    printf changed | dd of="$work/c" bs=4096 seek=300 conv=notrunc status=none
+    same "$work/c" $pool/c
+    cli volume snapshot pool0/c s
+    local golden snapshot
+    golden=$(uuid_of vault/golden) snapshot=$(uuid_of pool0/s)
+    cli rpc bdev_lvol_clone_bdev "{\"bdev\":\"$snapshot\",\"lvs_name\":\"far\",\"clone_name\":\"d\"}"
+    printf far | dd of=$far/d bs=4096 seek=2000 conv=notrunc,fsync status=none
+    cp "$work/c" "$work/d"
+    printf far | dd of="$work/d" bs=4096 seek=2000 conv=notrunc status=none
+    same "$work/d" $far/d
+    truncate -s 16M $far/t
+    cli volume set-parent far/t --device vault/golden
+    same "$work/golden" $far/t
+
+    # What it is called, by whom.
+    cli rpc bdev_get_bdevs '{"name":"pool0/s"}' | jq -e --arg uuid "$golden" '.[0].driver_specific.lvol |
+        .esnap_clone and .external_snapshot_name == $uuid and .external_snapshot_alias == "vault/golden"' >/dev/null
+    cli volume show far/d | grep -q 'external parent.*pool0/s'
+    [[ $(getfattr --only-values -n user.lvolfs.parent $far/t) == "external vault/golden" ]]
+
+    # It stays as long as somebody needs it; its pool's name may change.
+    expect_failure 'resource busy' rm -f $vault/golden
+    expect_failure 'busy.*(pool0/s, far/t|far/t, pool0/s)' "${lvolfs_here[@]}" volume delete vault/golden
+    expect_failure 'busy.*golden.*pool0/s' "${lvolfs_here[@]}" pool delete vault --with-volumes
+    expect_failure 'read-only' "${lvolfs_here[@]}" volume resize vault/golden 32MiB
+    cli pool rename vault cellar
+    cli volume show far/t | grep -q 'external parent.*cellar/golden'
+    same "$work/golden" $far/t
+    cli pool rename cellar vault
+    daemon_kill
+    umount -l mount/volumes
+    daemon_start
+    same "$work/c" $pool/c
+    same "$work/d" $far/d
+    cli volume delete far/t
+    expect_failure 'busy.*pool0/s' "${lvolfs_here[@]}" volume delete vault/golden
+    daemon_stop
+    local store
+    for store in disk0 far vault; do
+        "$lvolfs" check "var/$store.img"
+    done
+    "$lvolfs" dump var/disk0.img | grep -q "$golden"
+
+    # The other order, then without the golden image: both clones miss it.
+    { pool_of vault 256KiB && pool_of far 1MiB && cat "$work/plain"; } >config.toml
+    daemon_start
+    same "$work/c" $pool/c
+    same "$work/d" $far/d
+    daemon_stop
+    { pool_of far 1MiB && cat "$work/plain"; } >config.toml
+    daemon_start
+    state_of pool0/c | grep "degraded: .*$golden"
+    state_of far/d | grep 'degraded: .*pool0/s is degraded'
+    expect_failure 'Input/output error' cat $far/d
+    expect_failure 'No such device.*degraded' "${lvolfs_here[@]}" volume clone far/e --from-device pool0/s
+    expect_failure 'Read-only' dd if=/dev/zero of=$pool/c bs=4096 count=1 conv=notrunc status=none
+    daemon_stop
+    { pool_of far 1MiB && cat "$work/plain" && echo && pool_of vault 256KiB; } >config.toml
+    daemon_start
+    cli volume inflate far/d
+    cli volume delete pool0/s
+    cli volume decouple pool0/c
+    cli volume delete vault/golden
+    cli pool delete vault --with-volumes
+    same "$work/c" $pool/c
+    same "$work/d" $far/d
+
+    # A parent that can still be written is none before that ends; a circle never is one.
+    truncate -s 4M $pool/w $pool/x $far/y
+    dd if=/dev/urandom of=$far/h bs=1M count=4 status=none
+    local h x y
+    h=$(uuid_of far/h) x=$(uuid_of pool0/x) y=$(uuid_of far/y)
+    daemon_stop
+    { pool_of far 1MiB && cat "$work/plain" && stand_in "$h" && stand_in "$x" && stand_in "$y"; } >config.toml
+    daemon_start
+    cli volume set-parent pool0/w --device "of-$h"
+    cli volume set-parent far/y --device "of-$x"
+    cli volume set-parent pool0/x --device "of-$y"
+    cli volume read-only pool0/x
+    cli volume read-only far/y
+    daemon_stop
+    { pool_of far 1MiB && cat "$work/plain"; } >config.toml
+    daemon_start
+    state_of pool0/w | grep 'degraded: .*far/h can be written'
+    state_of pool0/x | grep 'degraded: .*cycle: far/y -> pool0/x -> far/y'
+    expect_failure 'Input/output error' cat $pool/x
+    expect_failure 'cycle' "${lvolfs_here[@]}" volume clone far/z --from-device pool0/x
+    cli volume read-only far/h
+    state_of pool0/w | grep '^ok'
+    same $far/h $pool/w
     daemon_stop
 }
 

@@ -208,7 +208,7 @@ impl Pools {
         Ok(())
     }
 
-    /// Lets go of a device that was a parent, if no volume names it any more.
+    /// Lets go of a device that was a parent, if no volume names it any more, on the medium neither.
     pub(super) fn release_parent(&self, device: &str) {
         if self.claims().get(device) != Some(&Claim::Parent) {
             return;
@@ -217,8 +217,17 @@ impl Pools {
         let names = [Some(device.as_bytes().into()), uuid.map(text_of)];
         let names: Vec<ExternalName> = names.into_iter().flatten().collect();
         let pools = self.directory.pools();
-        if pools.iter().any(|pool| external_parents(pool).iter().any(|name| names.contains(name))) {
-            return;
+        for (pool, name) in pools.iter().flat_map(|pool| names.iter().map(move |name| (pool, name)))
+        {
+            let name = Arc::clone(name);
+            let release = |owner: std::rc::Rc<PoolOwner>| async move {
+                owner.store().release_external(&name).await
+            };
+            match pool.owner().call_blocking(release) {
+                Ok(Ok(needed_by)) if needed_by.is_empty() => {}
+                // One that cannot tell may need it.
+                _ => return,
+            }
         }
         for pool in pools {
             let key = pool.key();
@@ -226,12 +235,7 @@ impl Pools {
                 let names = names.clone();
                 // An error: the reactor has ended, and everything on it.
                 run_on(site, move |site| async move {
-                    for name in &names {
-                        if let Some(owner) = site.owner_of(key) {
-                            owner.store().detach_external(name);
-                        }
-                        site.catalog.detach_external(key, name);
-                    }
+                    names.iter().for_each(|name| site.catalog.detach_external(key, name));
                 })
                 .ok();
             }
@@ -325,12 +329,6 @@ impl Way {
 
 fn text_of(uuid: Uuid) -> ExternalName {
     uuid.hyphenated().to_string().into_bytes().into()
-}
-
-fn external_parents(pool: &Pool) -> Vec<ExternalName> {
-    let names = |owner: std::rc::Rc<PoolOwner>| async move { owner.store().external_parents() };
-    // An error: its reactor has ended.
-    pool.owner().call_blocking(names).unwrap_or_default()
 }
 
 fn missing_externals(pool: &Pool) -> Vec<ExternalName> {

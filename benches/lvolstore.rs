@@ -1,14 +1,16 @@
 //! What the lvolstore itself costs: a snapshot under load, first writes, fsync, the map's memory.
 //!
 //! The device is in memory, so what is measured is our own work; but for the fsyncs, which go to a
-//! file in the system's folder for temporary files, too. For first writes its memory is touched
-//! before and stays ([`Drive`]), so that no page fault of the host is counted. Everything runs on one reactor: the owner
-//! of the pool and the writers share one thread, which is the worst case for a pause. Run with
-//! `cargo bench --bench lvolstore`; the figures are medians, with the least and the most of all runs.
+//! file in the system's folder for temporary files, too. Where first writes and copies go, its memory
+//! is touched before and stays ([`Drive`]), so that no page fault of the host is counted. Everything
+//! runs on one reactor: the owner of the pool and the writers share one thread, which is the worst
+//! case for a pause. Run with `cargo bench --bench lvolstore`; the figures are medians, with the least
+//! and the most of all runs.
 
 #![expect(clippy::print_stdout, reason = "the figures are the program's output")]
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -68,28 +70,37 @@ impl<D: BlockDevice> Pool<D> {
         let volume = self.store.create_volume(new).await.expect("there is space");
         self.io.volume(volume.id).await.expect("it was just made")
     }
+
+    /// Gives back its memory, and the device's.
+    async fn close(self) {
+        self.store.close().await.expect("the device does not fail");
+        self.io.detach();
+    }
 }
 
 fn memory(bytes: u64) -> MemoryDevice {
     MemoryDevice::new(ByteCount(bytes), BlockSize::B4096)
 }
 
-/// A device in memory that is as a drive: all of it takes memory from the start, zeros are bytes that
-/// are written, and a discard promises nothing.
+/// A device in memory of which a part is as a drive is: it takes memory from the start, zeros are
+/// bytes that are written, and a discard promises nothing.
 #[derive(Clone)]
 struct Drive {
     memory: MemoryChannel,
     geometry: Geometry,
     arena: DmaArena,
+    touched: Range<u64>,
 }
 
 impl Drive {
-    async fn new(bytes: u64, arena: &DmaArena) -> Self {
+    /// Of `bytes` bytes, those from `from` on being such a part.
+    async fn new(bytes: u64, from: u64, arena: &DmaArena) -> Self {
         let memory = memory(bytes).channel();
         let geometry = Geometry { discard: Discard::Ignored, ..memory.geometry().clone() };
-        let all = geometry.block_count.count();
-        let drive = Self { memory, geometry, arena: arena.clone() };
-        drive.write_zeroes(Lba(0), all).await.expect("memory does not fail");
+        let (start, end) = (from >> geometry.block_size.shift(), geometry.block_count.count().0);
+        let drive = Self { memory, geometry, arena: arena.clone(), touched: start..end };
+        let zeroed = drive.write_zeroes(Lba(start), BlockCount(end - start)).await;
+        zeroed.expect("memory does not fail");
         drive
     }
 }
@@ -119,6 +130,9 @@ impl BlockDevice for Drive {
         const STEP: u64 = 64 << 10;
         let shift = self.geometry.block_size.shift();
         let end = start.0 + blocks.0;
+        if end <= self.touched.start {
+            return self.memory.write_zeroes(start, blocks).await;
+        }
         for at in (start.0..end).step_by((STEP >> shift) as usize) {
             let bytes = ((end - at) << shift).min(STEP) as usize;
             let zeros = self.arena.allocate_zeroed(bytes).expect("an idle arena");
@@ -139,15 +153,53 @@ fn told(mut times: Vec<Duration>) -> String {
     format!("{:.2?} ({least:.2?} to {most:.2?})", times[times.len() / 2])
 }
 
-/// The longest time between two writes of a volume that is written all the time, while a snapshot of
-/// it is made; and how long that took as a whole.
-fn snapshot(bench: &Bench) {
+/// How the clusters of a volume lie on the device.
+#[derive(Clone, Copy)]
+enum Order {
+    /// As in a thick volume.
+    Runs,
+    /// As in a thin one after writes to random places.
+    Random,
+}
+
+impl std::fmt::Display for Order {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Runs => "in runs",
+            Self::Random => "at random",
+        })
+    }
+}
+
+/// A volume of `size` bytes, all of them mapped and durable.
+async fn mapped<D: BlockDevice>(pool: &Pool<D>, size: u64, order: Order) -> VolumeIo<D> {
+    if let Order::Runs = order {
+        return pool.make(NewVolume::thick("volume", ByteCount(size))).await;
+    }
+    let volume = pool.make(NewVolume::thin("volume", ByteCount(size))).await;
+    let mut clusters: Vec<u64> = (0..size / CLUSTER).collect();
+    fastrand::Rng::with_seed(1).shuffle(&mut clusters);
+    for cluster in clusters {
+        let allocated = volume.allocate(ByteOffset(cluster * CLUSTER), ByteCount(CLUSTER)).await;
+        allocated.expect("there is space");
+    }
+    volume.flush().await.expect("the device does not fail");
+    volume
+}
+
+/// The longest time between two writes of a volume that is written all the time: while a snapshot
+/// of it is made, after that, and before.
+fn snapshot(bench: &Bench, order: Order) {
     let size = 100 * GIB;
-    let (mut pauses, mut wholes, mut usual) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut pauses, mut copies) = (Vec::new(), Vec::new());
+    let (mut wholes, mut usual) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         bench.reactor.block_on(async {
-            let pool = bench.pool(memory(size + 2 * GIB).channel()).await;
-            let volume = pool.make(NewVolume::thick("volume", ByteCount(size))).await;
+            // Metadata and volume take a little more than 100 GiB, so the copies go to the part that
+            // takes memory from the start.
+            let drive = Drive::new(size + 5 * GIB / 4, size + GIB / 4, &bench.arena).await;
+            let pool = bench.pool(drive).await;
+            let volume = mapped(&pool, size, order).await;
             let id = volume.map().blob();
             let longest = Rc::new(Cell::new(Duration::ZERO));
             let over = Rc::new(Cell::new(false));
@@ -180,17 +232,22 @@ fn snapshot(bench: &Bench) {
             let begin = Instant::now();
             pool.store.snapshot_volume(id, NewRelative::named("s")).await.expect("there is space");
             wholes.push(begin.elapsed());
-            // The write that waited has ended, and some that copy a cluster.
+            // The write that waited has ended.
+            has_written(written.get() + 1).await;
+            pauses.push(longest.replace(Duration::ZERO));
+            // And now some that copy a cluster.
             has_written(written.get() + PLACES).await;
+            copies.push(longest.get());
             over.set(true);
             writer.await;
-            pauses.push(longest.get());
+            pool.close().await;
         });
     }
     println!(
-        "snapshot of a fully mapped 100 GiB volume: longest pause of a writer {}; without it {}; \
-         the whole operation {}",
+        "snapshot of a 100 GiB volume, all of it mapped, {order}: longest pause of a writer {}; while \
+         its writes copy clusters after that {}; without a snapshot {}; the whole operation {}",
         told(pauses),
+        told(copies),
         told(usual),
         told(wholes)
     );
@@ -202,7 +259,7 @@ fn first_writes(bench: &Bench, ready: bool) {
     let (mut first, mut again) = (Vec::new(), Vec::new());
     for run in 0..RUNS {
         bench.reactor.block_on(async {
-            let pool = bench.pool(Drive::new(GIB, &bench.arena).await).await;
+            let pool = bench.pool(Drive::new(GIB, 0, &bench.arena).await).await;
             let volume = pool.make(NewVolume::thin("volume", ByteCount(16 * GIB))).await;
             let mut rng = fastrand::Rng::with_seed(run as u64);
             let mut clusters: Vec<u64> = (0..16 * GIB / CLUSTER).collect();
@@ -234,6 +291,7 @@ fn first_writes(bench: &Bench, ready: bool) {
                 bench.write(&volume, *offset).await;
             }
             again.push(begin.elapsed() / WRITES as u32);
+            pool.close().await;
         });
     }
     let median = |times: &[Duration]| {
@@ -269,6 +327,7 @@ fn fsyncs<D: BlockDevice>(bench: &Bench, what: &str, device: impl Fn() -> D) {
                 }
                 times.push(spent / EACH as u32);
             }
+            pool.close().await;
         });
     }
     println!(
@@ -278,14 +337,16 @@ fn fsyncs<D: BlockDevice>(bench: &Bench, what: &str, device: impl Fn() -> D) {
     );
 }
 
-fn map_memory(bench: &Bench) {
+fn map_memory(bench: &Bench, order: Order) {
     bench.reactor.block_on(async {
         let pool = bench.pool(memory((1 << 40) + 8 * GIB).channel()).await;
-        let volume = pool.make(NewVolume::thick("volume", ByteCount(1 << 40))).await;
+        let volume = mapped(&pool, 1 << 40, order).await;
+        let bytes = volume.map().memory().get();
         println!(
-            "memory of the map of 1 TiB with 1 MiB clusters, all mapped: {:.2} MiB",
-            volume.map().memory().get() as f64 / MIB as f64
+            "memory of the map of 1 TiB with 1 MiB clusters, all of it mapped, {order}: {} KiB",
+            bytes.div_ceil(1024)
         );
+        pool.close().await;
     });
 }
 
@@ -295,7 +356,9 @@ fn main() {
     let reactor = Reactor::new(options).expect("io_uring");
     let arena = DmaArena::new(ByteCount(64 << 20), false).expect("memory");
     let bench = Bench { reactor, arena };
-    snapshot(&bench);
+    for order in [Order::Runs, Order::Random] {
+        snapshot(&bench, order);
+    }
     first_writes(&bench, false);
     first_writes(&bench, true);
     fsyncs(&bench, "a device in memory", || memory(4 * GIB).channel());
@@ -312,5 +375,7 @@ fn main() {
         device.channel(&bench.reactor, &bench.arena)
     });
     std::fs::remove_dir_all(&folder).expect("it was made here");
-    map_memory(&bench);
+    for order in [Order::Runs, Order::Random] {
+        map_memory(&bench, order);
+    }
 }

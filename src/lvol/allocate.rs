@@ -166,7 +166,7 @@ impl<D: BlockDevice> Store<D> {
             return Ok(false);
         }
         volume.map.change();
-        volume.unmap(cluster);
+        volume.unmap(cluster.0..cluster.0 + 1);
         Ok(true)
     }
 

@@ -22,7 +22,7 @@ use crate::units::{BlobId, ClusterIndex, VolumeCluster};
 use super::error::Error;
 use super::operations::drop_from;
 use super::store::{State, Store};
-use super::volume_map::{DELETED, Place, VolumeMap};
+use super::volume_map::{DELETED, Place, PlacedRun, VolumeMap};
 
 impl<D: BlockDevice> Store<D> {
     /// Deletes a snapshot; the caller has the operations' lock, and knows that `clone` is its only
@@ -125,23 +125,13 @@ impl State {
             return Vec::new();
         };
         let end = map.clusters().0.min(parent.clusters.0);
-        let mut exposed = Vec::new();
-        let mut at = VolumeCluster(0);
-        while let Some(cluster) = parent.map.find(at, end, true) {
-            if map.get(cluster) == Place::None {
-                exposed.push(cluster);
-            }
-            at = VolumeCluster(cluster.0 + 1);
-        }
-        exposed
+        let shown = parent.map.runs(0..end);
+        let holes = shown.flat_map(|run| map.holes(run.first.0..run.end()));
+        holes.flatten().map(VolumeCluster).collect()
     }
 
     /// In memory, what the clone shows of the snapshot becomes its own.
-    fn move_places(
-        &mut self,
-        id: BlobId,
-        clone: BlobId,
-    ) -> Result<Vec<(VolumeCluster, ClusterIndex)>, Error> {
+    fn move_places(&mut self, id: BlobId, clone: BlobId) -> Result<Vec<PlacedRun>, Error> {
         let snapshot = self.served(id)?;
         let (from, parent) = (Arc::clone(&snapshot.map), snapshot.blob.parent());
         let external = snapshot.blob.external_parent().map(<[u8]>::to_vec);
@@ -150,16 +140,20 @@ impl State {
         let mut moved = Vec::new();
         volume.map.change();
         let end = volume.clusters.0.min(snapshot_end);
-        let mut at = VolumeCluster(0);
-        while let Some(cluster) = from.find(at, end, true) {
-            at = VolumeCluster(cluster.0 + 1);
-            let Place::Own(place) = from.get(cluster) else { continue };
-            if volume.map.get(cluster) == Place::Parent(place) {
-                volume.map.set(cluster, Place::Own(place));
-                volume.touch(cluster);
-                from.set(cluster, Place::None);
-                moved.push((cluster, place));
+        for run in volume.map.runs(0..end) {
+            let Place::Parent(place) = run.place else { continue };
+            // What the clone shows as one run can be more than one owner's.
+            for own in from.runs(run.first.0..run.end()) {
+                let offset = own.first.0 - run.first.0;
+                if own.place == Place::Own(ClusterIndex(place.0 + offset)) {
+                    moved.push(own);
+                }
             }
+        }
+        for own in &moved {
+            volume.map.set_run(own.first, own.count, own.place);
+            volume.touch(own.first);
+            from.set_run(own.first, own.count, Place::None);
         }
         volume.blob.set_parent(parent);
         volume.blob.set_external_parent(external.as_deref())?;
@@ -168,14 +162,16 @@ impl State {
         Ok(moved)
     }
 
-    fn move_back(&mut self, id: BlobId, clone: BlobId, moved: &[(VolumeCluster, ClusterIndex)]) {
+    fn move_back(&mut self, id: BlobId, clone: BlobId, moved: &[PlacedRun]) {
         let Some(from) = self.volumes.get(&id).map(|snapshot| Arc::clone(&snapshot.map)) else {
             return;
         };
         let Some(volume) = self.volumes.get_mut(&clone) else { return };
-        for (cluster, place) in moved {
-            volume.map.set(*cluster, Place::Parent(*place));
-            from.set(*cluster, Place::Own(*place));
+        for own in moved {
+            from.set_run(own.first, own.count, own.place);
+            if let Place::Own(place) = own.place {
+                volume.map.set_run(own.first, own.count, Place::Parent(place));
+            }
         }
     }
 }

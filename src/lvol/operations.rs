@@ -106,10 +106,10 @@ impl<D: BlockDevice> Store<D> {
         volume.map.set_flags(DELETED);
         if self.fate.error().is_none() {
             state.allocator.free_page(root);
-            for cluster in (0..volume.clusters.0).map(VolumeCluster) {
-                if let Place::Own(place) = volume.map.get(cluster) {
-                    state.allocator.free_cluster(place);
-                }
+            for run in volume.map.runs(0..volume.clusters.0) {
+                let Place::Own(place) = run.place else { continue };
+                let places = (place.0..place.0 + run.count.0).map(ClusterIndex);
+                places.for_each(|place| state.allocator.free_cluster(place));
             }
         }
     }
@@ -455,11 +455,7 @@ pub(super) fn map_all(
 
 /// Takes the places of clusters away; an extent table forgets those beyond its end by itself.
 pub(super) fn drop_from(volume: &mut Volume, first: u32, end: u32) {
-    let mut at = VolumeCluster(first);
-    while let Some(cluster) = volume.map.find(at, end, true) {
-        volume.unmap(cluster);
-        at = VolumeCluster(cluster.0 + 1);
-    }
+    volume.unmap(first..end);
     if matches!(volume.blob.mapping, Mapping::Rle(_)) {
         volume.root_dirty = true;
     }

@@ -310,16 +310,15 @@ impl<D: BlockDevice> Store<D> {
         let state = self.state.borrow();
         let first = at.map_or(BlobId(0), |(blob, _)| blob);
         for (id, volume) in state.volumes.range(first..).filter(|(_, volume)| !volume.deleted) {
-            let mut from = match at {
+            let from = match at {
                 Some((blob, cluster)) if blob == *id => cluster.0.saturating_add(1),
                 _ => 0,
             };
             let end = volume.map.clusters().0;
-            while let Some(cluster) = volume.map.find(VolumeCluster(from), end, true) {
-                if let Place::Own(place) = volume.map.get(cluster) {
-                    return Some((*id, cluster, place));
+            for run in volume.map.runs(from..end) {
+                if let Place::Own(place) = run.place {
+                    return Some((*id, run.first, place));
                 }
-                from = cluster.0 + 1;
             }
         }
         None

@@ -14,6 +14,10 @@
 //! 6. Writers go on. Their first write to a cluster copies it.
 //! 7. The snapshot's root is written without SNAPTMP and read-only. FLUSH.
 //!
+//! Writers wait from step 2 to step 6, so that is all that happens there: two roots are committed,
+//! and the map changes hands, an extent page's range that is one run as a whole
+//! (`volume_map/places.rs`).
+//!
 //! What was acknowledged before the snapshot is in it. What of that is durable: all of it, since
 //! every flush comes after it.
 
@@ -22,7 +26,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::block::BlockDevice;
-use crate::units::{BlobId, ClusterCount, PageIndex, VolumeCluster};
+use crate::units::{BlobId, ClusterCount, PageIndex};
 
 use super::error::{Error, Resource};
 use super::format::{
@@ -31,7 +35,7 @@ use super::format::{
 use super::space::Wishes;
 use super::store::Store;
 use super::volume::{Volume, VolumeInfo};
-use super::volume_map::{DELETED, Place, READ_ONLY, VolumeMap};
+use super::volume_map::{DELETED, READ_ONLY, VolumeMap};
 
 /// A snapshot or a clone to be made.
 #[derive(Clone, Debug)]
@@ -90,6 +94,7 @@ impl<D: BlockDevice> Store<D> {
             Arc::clone(&volume.map)
         };
         self.commit_dirty(id).await?; // 1
+        let begin = self.reactor.now();
         let frozen = self.freeze(&map).await?; // 2
         self.commit_dirty(id).await?; // 3
         let snapshot = self.take_over(id, &name, &new)?;
@@ -99,8 +104,10 @@ impl<D: BlockDevice> Store<D> {
         }
         self.become_clone(id, snapshot).await?; // 5
         drop(frozen); // 6
+        let held = self.reactor.now().since(begin);
         self.finish_snapshot(snapshot).await?; // 7
-        tracing::info!(snapshot = %name, blob = snapshot.0, of = id.0, "snapshot made");
+        let (blob, of) = (snapshot.0, id.0);
+        tracing::info!(snapshot = %name, blob, of, writers_held = ?held, "snapshot made");
         self.volume(snapshot).ok_or(Error::NotFound)
     }
 
@@ -116,7 +123,7 @@ impl<D: BlockDevice> Store<D> {
             blob.set_snapshot_of(Some(id));
             blob.mapping = original.blob.mapping.clone();
             let map = Arc::new(VolumeMap::new(blob.id, &self.layout, &self.fate));
-            copy_places(&original.map, &map, clusters);
+            map.copy_places(&original.map, clusters.0);
             let mut volume = Volume::new(blob, map, name.clone(), clusters);
             volume.map.set_flags(READ_ONLY);
             volume.map.set_clusters(clusters);
@@ -156,7 +163,7 @@ impl<D: BlockDevice> Store<D> {
             let volume = state.served_mut(id)?;
             let before = volume.blob.clone();
             volume.map.change();
-            disown(&volume.map, volume.clusters);
+            volume.map.disown(volume.clusters.0);
             volume.blob.mapping = match &before.mapping {
                 Mapping::Table(_) => Mapping::Table(ExtentTable::new(volume.clusters)),
                 Mapping::Rle(_) => Mapping::Rle(Runs::new()),
@@ -178,7 +185,7 @@ impl<D: BlockDevice> Store<D> {
             let Some(mut gone) = state.volumes.remove(&snapshot) else { return Err(error) };
             state.names.remove(&gone.name);
             if let Ok(volume) = state.served_mut(id) {
-                copy_places(&gone.map, &volume.map, volume.clusters);
+                volume.map.copy_places(&gone.map, volume.clusters.0);
                 volume.blob = before;
                 volume.show_flags();
             }
@@ -269,25 +276,5 @@ pub(super) fn check_parent(volume: &Volume) -> Result<(), Error> {
         Ok(())
     } else {
         Err(Error::Unsuitable("only a snapshot or a read-only volume can have clones"))
-    }
-}
-
-/// Gives `to` every place that `from` has.
-fn copy_places(from: &VolumeMap, to: &VolumeMap, clusters: ClusterCount) {
-    let mut at = VolumeCluster(0);
-    while let Some(cluster) = from.find(at, clusters.0, true) {
-        to.set(cluster, from.get(cluster));
-        at = VolumeCluster(cluster.0 + 1);
-    }
-}
-
-/// The volume's own clusters are its parent's from now on.
-fn disown(map: &VolumeMap, clusters: ClusterCount) {
-    let mut at = VolumeCluster(0);
-    while let Some(cluster) = map.find(at, clusters.0, true) {
-        if let Place::Own(place) = map.get(cluster) {
-            map.set(cluster, Place::Parent(place));
-        }
-        at = VolumeCluster(cluster.0 + 1);
     }
 }

@@ -2,6 +2,7 @@
 //! commit.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use futures_channel::oneshot;
@@ -138,25 +139,38 @@ impl Volume {
         self.dirty.insert(TableSlot::of(cluster));
     }
 
-    /// Takes a cluster's place away; what was the volume's own is dropped at the next commit.
-    pub(super) fn unmap(&mut self, cluster: VolumeCluster) {
-        if let Place::Own(place) = self.map.set(cluster, Place::None) {
-            self.dropped.push(place);
-            self.touch(cluster);
+    /// Takes the places of clusters away; what was the volume's own is dropped at the next commit.
+    pub(super) fn unmap(&mut self, clusters: Range<u32>) {
+        let map = Arc::clone(&self.map);
+        for run in map.runs(clusters.clone()) {
+            if let Place::Own(place) = run.place {
+                self.dropped.extend((place.0..place.0 + run.count.0).map(ClusterIndex));
+                self.touch(run.first);
+            }
         }
+        map.set_run(
+            VolumeCluster(clusters.start),
+            ClusterCount(clusters.len() as u32),
+            Place::None,
+        );
     }
 
     /// The mapping as runs, for a blob that keeps it so.
     pub(super) fn runs(&self) -> Runs {
         let mut runs = Runs::new();
-        for cluster in (0..self.clusters.0).map(VolumeCluster) {
-            let first = match self.map.get(cluster) {
-                Place::Own(place) => Some(place),
-                Place::None | Place::Parent(_) => None,
-            };
-            let pushed = runs.push(Run { first, count: ClusterCount(1) });
-            assert!(pushed.is_some(), "a volume's clusters are counted in 32 bits");
+        let mut push = |first, count| {
+            let pushed =
+                count == 0 || runs.push(Run { first, count: ClusterCount(count) }).is_some();
+            assert!(pushed, "a volume's clusters are counted in 32 bits");
+        };
+        let mut end = 0;
+        for run in self.map.runs(0..self.clusters.0) {
+            let Place::Own(place) = run.place else { continue };
+            push(None, run.first.0 - end);
+            push(Some(place), run.count.0);
+            end = run.end();
         }
+        push(None, self.clusters.0 - end);
         runs
     }
 

@@ -1,17 +1,16 @@
 //! What all reactors share of a volume: size, flags and the place of each cluster, read without
 //! locks. Only the owner reactor changes it.
 //!
-//! A cluster's entry is one 32-bit word: 0 for none, else the cluster's number on the device, with
-//! the top bit set if it belongs to a parent and must not be written in place. The words lie in
-//! leaves of 512 (one extent page each), leaves in chunks of 512, chunks in segments that double in
-//! size; all are made when the first cluster in them gets a place, so that holes take no memory and
-//! nothing that a reader may hold ever moves.
+//! How the places are kept, and why readers need no locks: `volume_map/places.rs`.
 //!
 //! Orders that others rely on:
 //! * An entry is set after its cluster's content is complete (release; readers acquire).
 //! * [`VolumeMap::version`] rises before an entry changes. So whoever saw the entry and then sees
 //!   [`VolumeMap::is_durable`] is right that the mapping he used is on the medium.
 
+mod places;
+
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -19,53 +18,16 @@ use crate::units::{BlobId, BlockSize, ByteCount, ClusterCount, ClusterIndex, Vol
 
 use super::error::{Error, ReadOnlyReason};
 use super::external::Shown;
-use super::format::{EXTENT_PAGE_CLUSTERS, Layout, TableSlot};
+use super::format::{Layout, TableSlot};
+use places::{OwnChange, PARENT_BIT, Places};
+
+pub use places::Place;
+pub(super) use places::PlacedRun;
 
 /// Most clusters a volume can have here: 1 PiB of 1 MiB clusters.
 pub const VOLUME_CLUSTERS_LIMIT: u32 = 1 << 30;
 /// Most clusters a store can have here: the top bit of an entry is taken.
 pub(super) const STORE_CLUSTERS_LIMIT: u32 = PARENT_BIT;
-
-const PARENT_BIT: u32 = 1 << 31;
-const LEAF: usize = EXTENT_PAGE_CLUSTERS as usize;
-const CHUNK: usize = 512;
-const CHUNK_CLUSTERS: usize = LEAF * CHUNK;
-/// Segment k holds 2^k chunks, so these hold `VOLUME_CLUSTERS_LIMIT` and more.
-const SEGMENTS: usize =
-    (VOLUME_CLUSTERS_LIMIT as usize / CHUNK_CLUSTERS).trailing_zeros() as usize + 1;
-
-type Leaf = Box<[AtomicU32]>;
-type Chunk = Box<[OnceLock<Leaf>]>;
-type Segment = Box<[OnceLock<Chunk>]>;
-
-/// Where a cluster of a volume is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// Nowhere: reads as zeros, or as the device outside of the pool that shows there.
-    None,
-    /// In a cluster of the volume's own.
-    Own(ClusterIndex),
-    /// In a cluster of a parent: never written in place.
-    Parent(ClusterIndex),
-}
-
-impl Place {
-    const fn decode(word: u32) -> Self {
-        match word {
-            0 => Self::None,
-            word if word & PARENT_BIT != 0 => Self::Parent(ClusterIndex(word & !PARENT_BIT)),
-            word => Self::Own(ClusterIndex(word)),
-        }
-    }
-
-    const fn encode(self) -> u32 {
-        match self {
-            Self::None => 0,
-            Self::Own(cluster) => cluster.0,
-            Self::Parent(cluster) => cluster.0 | PARENT_BIT,
-        }
-    }
-}
 
 /// The volume does not take writes, since it is marked so or its owner found a reason.
 pub(super) const READ_ONLY: u32 = 1 << 0;
@@ -124,7 +86,7 @@ pub struct VolumeMap {
     durable: AtomicU64,
     /// What shows from outside of the pool; to be looked at if the flag is set.
     external: RwLock<Option<Arc<Shown>>>,
-    segments: [OnceLock<Segment>; SEGMENTS],
+    places: Places,
 }
 
 impl VolumeMap {
@@ -142,7 +104,7 @@ impl VolumeMap {
             version: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             external: RwLock::default(),
-            segments: [const { OnceLock::new() }; SEGMENTS],
+            places: Places::new(),
         }
     }
 
@@ -181,16 +143,7 @@ impl VolumeMap {
     /// Memory that the places of clusters take.
     #[must_use]
     pub fn memory(&self) -> ByteCount {
-        let mut bytes = size_of::<Self>();
-        for segment in self.segments.iter().filter_map(OnceLock::get) {
-            bytes += size_of_val::<[OnceLock<Chunk>]>(segment);
-            for chunk in segment.iter().filter_map(OnceLock::get) {
-                bytes += size_of_val::<[OnceLock<Leaf>]>(chunk);
-                let leaves = chunk.iter().filter_map(OnceLock::get);
-                bytes += leaves.map(|leaf| size_of_val::<[AtomicU32]>(leaf)).sum::<usize>();
-            }
-        }
-        ByteCount(bytes as u64)
+        ByteCount((size_of::<Self>() + self.places.memory()) as u64)
     }
 
     /// How many clusters the volume has of its own.
@@ -331,10 +284,7 @@ impl VolumeMap {
     #[must_use]
     #[inline]
     pub fn get(&self, cluster: VolumeCluster) -> Place {
-        match self.leaf(cluster.0 as usize / LEAF) {
-            Some(leaf) => Place::decode(leaf[cluster.0 as usize % LEAF].load(Ordering::Acquire)),
-            None => Place::None,
-        }
+        self.places.get(cluster)
     }
 
     /// Gives a cluster a place; returns the one it had. [`VolumeMap::change`] comes first.
@@ -342,26 +292,35 @@ impl VolumeMap {
     /// # Panics
     /// For a cluster above [`VOLUME_CLUSTERS_LIMIT`]: the owner checks sizes.
     pub(super) fn set(&self, cluster: VolumeCluster, place: Place) -> Place {
-        assert!(cluster.0 < VOLUME_CLUSTERS_LIMIT, "cluster {cluster} is above the limit");
-        let index = cluster.0 as usize / LEAF;
-        if place == Place::None && self.leaf(index).is_none() {
-            return Place::None;
-        }
-        let (segment, position) = segment_of(index / CHUNK);
-        let segment = self.segments[segment].get_or_init(|| vec_of(1 << segment, OnceLock::new));
-        let chunk = segment[position].get_or_init(|| vec_of(CHUNK, OnceLock::new));
-        let leaf = chunk[index % CHUNK].get_or_init(|| vec_of(LEAF, || AtomicU32::new(0)));
-        let before = leaf[cluster.0 as usize % LEAF].swap(place.encode(), Ordering::AcqRel);
-        let before = Place::decode(before);
-        let own = |place| u32::from(matches!(place, Place::Own(_)));
+        let before = self.get(cluster);
+        self.set_run(cluster, ClusterCount(1), place);
+        before
+    }
+
+    /// Gives `count` clusters from `first` on consecutive places from `place` on, or takes their
+    /// places away. A reader may see some of them changed and others not yet.
+    /// [`VolumeMap::change`] comes first.
+    ///
+    /// # Panics
+    /// For clusters above [`VOLUME_CLUSTERS_LIMIT`]: the owner checks sizes.
+    pub(super) fn set_run(&self, first: VolumeCluster, count: ClusterCount, place: Place) {
+        self.count_own(self.places.set(first, count, place));
+    }
+
+    /// As [`VolumeMap::set_run`], for many.
+    pub(super) fn set_runs(&self, runs: impl Iterator<Item = PlacedRun>) {
+        let changes = runs.map(|run| self.places.set(run.first, run.count, run.place));
+        self.count_own(changes.fold(OwnChange::default(), |all, change| all + change));
+    }
+
+    fn count_own(&self, OwnChange { before, now }: OwnChange) {
         let missing = self.missing();
-        match own(place).cmp(&own(before)) {
-            std::cmp::Ordering::Greater => self.own.fetch_add(1, Ordering::Relaxed),
-            std::cmp::Ordering::Less => self.own.fetch_sub(1, Ordering::Relaxed),
-            std::cmp::Ordering::Equal => return before,
+        match now.cmp(&before) {
+            std::cmp::Ordering::Greater => self.own.fetch_add(now - before, Ordering::Relaxed),
+            std::cmp::Ordering::Less => self.own.fetch_sub(before - now, Ordering::Relaxed),
+            std::cmp::Ordering::Equal => return,
         };
         self.promise(missing);
-        before
     }
 
     /// Clusters that are missing to the reserve.
@@ -389,84 +348,67 @@ impl VolumeMap {
     /// Shows the places of a parent, its own parents' included, below `end` where this volume has
     /// none of its own; what showed there before is gone. [`VolumeMap::change`] comes first.
     pub(super) fn show_parent(&self, parent: Option<&Self>, end: u32) {
-        let mut at = VolumeCluster(0);
-        while let Some(cluster) = self.find(at, end, true) {
-            if let Place::Parent(_) = self.get(cluster) {
-                self.set(cluster, Place::None);
+        for run in self.runs(0..end) {
+            if let Place::Parent(_) = run.place {
+                self.set_run(run.first, run.count, Place::None);
             }
-            at = VolumeCluster(cluster.0 + 1);
         }
         let Some(parent) = parent else { return };
-        let end = end.min(parent.clusters().0);
-        let mut at = VolumeCluster(0);
-        while let Some(cluster) = parent.find(at, end, true) {
-            if let (Place::None, Place::Own(place) | Place::Parent(place)) =
-                (self.get(cluster), parent.get(cluster))
-            {
-                self.set(cluster, Place::Parent(place));
-            }
-            at = VolumeCluster(cluster.0 + 1);
-        }
+        let shown = parent.runs(0..end.min(parent.clusters().0)).flat_map(|run| {
+            let holes = self.holes(run.first.0..run.end());
+            holes.map(move |hole| PlacedRun {
+                first: VolumeCluster(hole.start),
+                count: ClusterCount(hole.end - hole.start),
+                place: run.place.after(hole.start - run.first.0).of_parent(),
+            })
+        });
+        self.set_runs(shown);
     }
 
-    #[inline]
-    fn leaf(&self, index: usize) -> Option<&Leaf> {
-        let (segment, position) = segment_of(index / CHUNK);
-        let chunk = self.segments.get(segment)?.get()?[position].get()?;
-        chunk[index % CHUNK].get()
+    /// The volume's own clusters are its parent's from now on. [`VolumeMap::change`] comes first.
+    pub(super) fn disown(&self, end: u32) {
+        self.count_own(self.places.disown(end));
+    }
+
+    /// Gives it every place that `from` has below `end`. [`VolumeMap::change`] comes first.
+    pub(super) fn copy_places(&self, from: &Self, end: u32) {
+        self.count_own(self.places.copy(&from.places, end));
     }
 
     /// The volume's own clusters in one extent page's range, the first `entries` of it.
     pub(super) fn own_entries(&self, slot: TableSlot, entries: u32) -> Vec<Option<ClusterIndex>> {
-        let own = |word: &AtomicU32| match Place::decode(word.load(Ordering::Acquire)) {
-            Place::Own(cluster) => Some(cluster),
-            Place::None | Place::Parent(_) => None,
-        };
-        let entries = entries as usize;
-        match self.leaf(slot.0 as usize) {
-            Some(leaf) => leaf.iter().take(entries).map(own).collect(),
-            None => vec![None; entries],
+        let first = slot.first_cluster().0;
+        let mut own = vec![None; entries as usize];
+        for run in self.runs(first..first + entries) {
+            let Place::Own(place) = run.place else { continue };
+            let start = (run.first.0 - first) as usize;
+            let places = own[start..start + run.count.0 as usize].iter_mut();
+            places.zip(place.0..).for_each(|(entry, place)| *entry = Some(ClusterIndex(place)));
         }
+        own
+    }
+
+    /// What has a place in a range, in order, as runs, each within one extent page.
+    pub(super) fn runs(&self, clusters: Range<u32>) -> impl Iterator<Item = PlacedRun> + '_ {
+        self.places.runs(clusters)
+    }
+
+    /// The parts of a range in which nothing has a place, in order.
+    pub(super) fn holes(&self, clusters: Range<u32>) -> impl Iterator<Item = Range<u32>> + '_ {
+        let mut at = clusters.start;
+        std::iter::from_fn(move || {
+            let start = self.find(VolumeCluster(at), clusters.end, false)?.0;
+            let end = self.find(VolumeCluster(start), clusters.end, true);
+            at = end.map_or(clusters.end, |end| end.0);
+            Some(start..at)
+        })
     }
 
     /// The first cluster from `from` on, below `end`, that has a place (or has none, if `placed`
     /// is false). Holes are skipped by leaves.
     #[must_use]
     pub fn find(&self, from: VolumeCluster, end: u32, placed: bool) -> Option<VolumeCluster> {
-        let mut at = from.0;
-        while at < end {
-            let index = at as usize / LEAF;
-            let leaf_end = ((index + 1) * LEAF).min(end as usize) as u32;
-            match self.leaf(index) {
-                None if !placed => return Some(VolumeCluster(at)),
-                None => at = self.end_of_hole(index, end),
-                Some(leaf) => {
-                    let hit = |at: &u32| {
-                        let word = leaf[*at as usize % LEAF].load(Ordering::Acquire);
-                        (word != 0) == placed
-                    };
-                    if let Some(found) = (at..leaf_end).find(hit) {
-                        return Some(VolumeCluster(found));
-                    }
-                    at = leaf_end;
-                }
-            }
-        }
-        None
-    }
-
-    /// Where the hole ends that leaf `index` is missing in, as far as a chunk or a segment tells.
-    fn end_of_hole(&self, index: usize, end: u32) -> u32 {
-        let chunk = index / CHUNK;
-        let (segment, position) = segment_of(chunk);
-        let next_leaf = match self.segments.get(segment).map(OnceLock::get) {
-            Some(Some(chunks)) if chunks[position].get().is_some() => index + 1,
-            Some(Some(_)) => (chunk + 1) * CHUNK,
-            // Segment k ends with chunk 2^(k+1) - 2.
-            Some(None) => ((1 << (segment + 1)) - 1) * CHUNK,
-            None => return end,
-        };
-        u32::try_from(next_leaf * LEAF).map_or(end, |next| next.min(end))
+        self.places.find(from, end, placed)
     }
 }
 
@@ -474,17 +416,6 @@ impl std::fmt::Debug for VolumeMap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "VolumeMap({:#x}: {} of {})", self.blob.0, self.allocated(), self.clusters())
     }
-}
-
-/// The segment of a chunk, and the chunk's place in it.
-#[inline]
-const fn segment_of(chunk: usize) -> (usize, usize) {
-    let segment = (chunk + 1).ilog2() as usize;
-    (segment, chunk + 1 - (1 << segment))
-}
-
-fn vec_of<T>(count: usize, make: impl Fn() -> T) -> Box<[T]> {
-    (0..count).map(|_| make()).collect()
 }
 
 #[cfg(test)]
@@ -499,20 +430,6 @@ mod tests {
         let map = VolumeMap::new(BlobId(1 << 32), &layout, &Arc::default());
         map.set_clusters(ClusterCount(clusters));
         map
-    }
-
-    #[test]
-    fn segments_hold_every_chunk_once() {
-        let mut expected = (0, 0);
-        for chunk in 0..5000 {
-            assert_eq!(segment_of(chunk), expected, "chunk {chunk}");
-            expected.1 += 1;
-            if expected.1 == 1 << expected.0 {
-                expected = (expected.0 + 1, 0);
-            }
-        }
-        let last = VOLUME_CLUSTERS_LIMIT as usize / CHUNK_CLUSTERS - 1;
-        assert!(segment_of(last).0 < SEGMENTS);
     }
 
     #[test]

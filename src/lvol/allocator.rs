@@ -25,9 +25,7 @@ impl Allocator {
     /// Only what the metadata itself takes is used.
     pub(super) fn new(layout: &Layout) -> Self {
         let mut clusters = BitSet::new(layout.mask_bits(MaskKind::UsedClusters));
-        for cluster in 0..layout.metadata_clusters().0 {
-            clusters.insert(cluster);
-        }
+        clusters.insert_run(0, layout.metadata_clusters().0);
         let pages = BitSet::new(layout.mask_bits(MaskKind::UsedPages));
         Self { clusters, pages, cluster_hint: 0, page_hint: 1 }
     }
@@ -70,6 +68,11 @@ impl Allocator {
     /// Marks a cluster used; false if it was, or if there is no such cluster.
     pub(super) fn claim_cluster(&mut self, cluster: ClusterIndex) -> bool {
         self.clusters.insert(cluster.0)
+    }
+
+    /// Marks consecutive clusters used, as far as there are such clusters.
+    pub(super) fn claim_clusters(&mut self, first: ClusterIndex, count: ClusterCount) {
+        self.clusters.insert_run(first.0, count.0);
     }
 
     /// Marks a page used; false if it was, or if there is no such page.

@@ -44,7 +44,9 @@ pub use bitmap::{BitSet, MaskError, MaskKind, decode_mask, encode_mask, mask_byt
 pub use blob::{Blob, ClearMethod, Flags, Mapping, Xattr, XattrError, Xattrs};
 pub use cluster_map::{ClusterMap, MapProblem, MappedRun};
 pub use contents::{Contents, IDENTIFY_BYTES};
-pub use extent::{EXTENT_PAGE_CLUSTERS, ExtentPage, ExtentTable, Run, Runs, TableSlot};
+pub use extent::{
+    EXTENT_PAGE_CLUSTERS, ExtentPage, ExtentRun, ExtentRuns, ExtentTable, Run, Runs, TableSlot,
+};
 pub use journal::{
     JOURNAL_NAME, Journal, Record, Rewrite, encode_record, is_journal, is_torn_journal,
     names_journal,

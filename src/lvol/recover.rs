@@ -16,7 +16,7 @@
 //!
 //! Nothing is written, but pages that a power cut tore and the journal has whole: that comes first
 //! (`replay.rs`). Memory is bounded by what the region holds: valid pages are kept up to
-//! [`CACHE_PAGES`], others are read again.
+//! [`CACHE_PAGES`], extent pages as runs; others are read again.
 
 mod relate;
 mod replay;
@@ -34,8 +34,8 @@ use crate::units::{BlobId, ByteOffset, ClusterIndex, PageIndex};
 use super::allocator::Allocator;
 use super::error::{Damage, Error};
 use super::format::{
-    BitSet, Blob, BlobError, BlobReader, ClusterMap, ExtentPage, Layout, Mapping, MaskKind,
-    PageBytes, PageKind, PageProblem, SuperBlock, SuperBlockError, blob_id, claims_root,
+    BitSet, Blob, BlobError, BlobReader, ClusterMap, ExtentRuns, Layout, Mapping, MaskKind,
+    PageBytes, PageKind, PageProblem, SuperBlock, SuperBlockError, TableSlot, blob_id, claims_root,
     decode_mask, is_torn_journal, lvolstore, mask_bytes, names_blob, names_journal, root_page,
 };
 use super::journal::OwnJournal;
@@ -126,6 +126,19 @@ fn limited(super_block: SuperBlock) -> Result<SuperBlock, Error> {
     Ok(super_block)
 }
 
+/// Valid pages in memory: extent pages decoded, all others as they are.
+#[derive(Default)]
+struct Cache {
+    pages: HashMap<PageIndex, Rc<PageBytes>>,
+    extents: HashMap<PageIndex, Rc<ExtentRuns>>,
+}
+
+impl Cache {
+    fn is_full(&self) -> bool {
+        self.pages.len() + self.extents.len() >= CACHE_PAGES
+    }
+}
+
 /// What the metadata region holds.
 struct Scan {
     roots: Vec<PageIndex>,
@@ -137,8 +150,10 @@ struct Scan {
     journals: Vec<PageIndex>,
     /// Extent pages by the blob that wrote them.
     extents: HashMap<BlobId, Vec<PageIndex>>,
-    cache: HashMap<PageIndex, Rc<PageBytes>>,
+    cache: Cache,
     pages: u32,
+    /// Of one read, the slots that are not blank.
+    named: Vec<u32>,
 }
 
 async fn scan<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout) -> Result<Scan, Error> {
@@ -151,8 +166,9 @@ async fn scan<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout) -> Result<Sca
         unreadable: Vec::new(),
         journals: Vec::new(),
         extents: HashMap::new(),
-        cache: HashMap::new(),
+        cache: Cache::default(),
         pages,
+        named: Vec::with_capacity(per_read),
     };
     let firsts = (0..pages).step_by(per_read);
     let reads = firsts.map(|first| async move {
@@ -172,11 +188,7 @@ async fn scan<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout) -> Result<Sca
             }
             Err(error) => return Err(error.into()),
         };
-        for (page, bytes) in (first..).map(PageIndex).zip(bytes.chunks_exact(slot)) {
-            let (bytes, _) = bytes.split_at(super::format::STRUCTURE_SIZE);
-            let Ok(bytes) = <&PageBytes>::try_from(bytes) else { continue };
-            scan.note(layout, page, bytes);
-        }
+        scan.note_all(layout, first, &bytes, slot);
     }
     drop(reads);
     for first in failed {
@@ -195,8 +207,24 @@ async fn scan<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout) -> Result<Sca
 }
 
 impl Scan {
+    /// Notes the slots of one read, the first of which is `first`. Most are blank. Of these one cache
+    /// line is touched, and in a loop that does nothing else: so the processor fetches many of them
+    /// at a time.
+    fn note_all(&mut self, layout: &Layout, first: u32, bytes: &[u8], slot: usize) {
+        let page = |slot: &[u8]| slot.first_chunk().is_some_and(names_blob);
+        let mut named = std::mem::take(&mut self.named);
+        named.clear();
+        let slots = (0..).zip(bytes.chunks_exact(slot));
+        named.extend(slots.filter(|(_, slot)| page(slot)).map(|(index, _): (u32, _)| index));
+        for index in &named {
+            if let Some(bytes) = bytes[*index as usize * slot..].first_chunk() {
+                self.note(layout, PageIndex(first + index), bytes);
+            }
+        }
+        self.named = named;
+    }
+
     fn note(&mut self, layout: &Layout, page: PageIndex, bytes: &PageBytes) {
-        // Before anything else, so that of a blank slot one cache line is touched.
         if !names_blob(bytes) {
             return;
         }
@@ -207,7 +235,15 @@ impl Scan {
                     self.journals.push(page);
                 }
             }
-            PageKind::Extent(extent) => self.extents.entry(extent.blob()).or_default().push(page),
+            PageKind::Extent(extent) => {
+                self.extents.entry(extent.blob()).or_default().push(page);
+                if !self.cache.is_full()
+                    && let Ok(extent) = ExtentRuns::read(layout, extent)
+                {
+                    self.cache.extents.insert(page, Rc::new(extent));
+                    return;
+                }
+            }
             PageKind::Chain(_) => {}
             PageKind::Misplaced(_) => return,
             PageKind::Invalid(problem) => {
@@ -217,8 +253,8 @@ impl Scan {
                 return;
             }
         }
-        if self.cache.len() < CACHE_PAGES {
-            self.cache.insert(page, Rc::new(*bytes));
+        if !self.cache.is_full() {
+            self.cache.pages.insert(page, Rc::new(*bytes));
         }
     }
 }
@@ -252,7 +288,7 @@ struct Found {
 struct Pages<'a, D> {
     io: &'a MetadataIo<D>,
     layout: &'a Layout,
-    cache: HashMap<PageIndex, Rc<PageBytes>>,
+    cache: Cache,
     /// Extent pages and clusters that blobs may still refer to. Each has one owner, or two while a
     /// snapshot is made or deleted; a hostile store in which all refer to the same must not take
     /// any amount of time and memory.
@@ -269,11 +305,7 @@ fn spend(left: &Cell<u64>, amount: u64) -> Result<(), Damage> {
 }
 
 impl<'a, D: BlockDevice> Pages<'a, D> {
-    fn new(
-        io: &'a MetadataIo<D>,
-        layout: &'a Layout,
-        cache: HashMap<PageIndex, Rc<PageBytes>>,
-    ) -> Self {
+    fn new(io: &'a MetadataIo<D>, layout: &'a Layout, cache: Cache) -> Self {
         let extent_pages = REFERENCES_EACH * u64::from(layout.metadata_pages());
         let clusters = REFERENCES_EACH * u64::from(layout.clusters().0);
         let (extent_pages_left, clusters_left) = (Cell::new(extent_pages), Cell::new(clusters));
@@ -281,11 +313,19 @@ impl<'a, D: BlockDevice> Pages<'a, D> {
     }
 
     async fn get(&self, page: PageIndex) -> Result<Rc<PageBytes>, Damage> {
-        if let Some(bytes) = self.cache.get(&page) {
+        if let Some(bytes) = self.cache.pages.get(&page) {
             return Ok(Rc::clone(bytes));
         }
         let offset = self.layout.page_offset(page).ok_or(Damage::Missing)?;
         Ok(Rc::new(self.io.read_page(offset).await?))
+    }
+
+    async fn get_extent(&self, page: PageIndex) -> Result<Rc<ExtentRuns>, Damage> {
+        if let Some(extent) = self.cache.extents.get(&page) {
+            return Ok(Rc::clone(extent));
+        }
+        let extent = ExtentRuns::parse(self.layout, &*self.get(page).await?);
+        Ok(Rc::new(extent.map_err(|problem| BlobError { page, problem })?))
     }
 
     async fn load(&self, root: PageIndex) -> Found {
@@ -296,11 +336,21 @@ impl<'a, D: BlockDevice> Pages<'a, D> {
             name: None,
             result: Err(Damage::Missing),
         };
-        found.result = self.load_parts(root, &mut found).await;
+        let mut extents = BTreeMap::new();
+        found.result = self.load_parts(root, &mut found, &mut extents).await;
+        if found.result.is_err() && found.clusters.is_empty() {
+            let in_place = extents.iter().filter(|(slot, extent)| is_in_place(**slot, extent));
+            found.clusters.extend(in_place.flat_map(|(_, extent)| extent.clusters()));
+        }
         found
     }
 
-    async fn load_parts(&self, root: PageIndex, found: &mut Found) -> Result<LoadedBlob, Damage> {
+    async fn load_parts(
+        &self,
+        root: PageIndex,
+        found: &mut Found,
+        extents: &mut BTreeMap<TableSlot, Rc<ExtentRuns>>,
+    ) -> Result<LoadedBlob, Damage> {
         let mut reader = BlobReader::start(self.layout, root, &*self.get(root).await?)?;
         while let Some(page) = reader.next_page() {
             found.pages.push(page);
@@ -308,26 +358,19 @@ impl<'a, D: BlockDevice> Pages<'a, D> {
         }
         let blob = reader.finish()?.blob;
         found.name = lvolstore::name(&blob.xattrs).ok().map(|name| name.to_string());
-        let mut extents = BTreeMap::new();
         let mut damage = None;
         if let Mapping::Table(table) = &blob.mapping {
             for (slot, page) in table.iter() {
                 spend(&self.extent_pages_left, 1)?;
                 found.pages.push(page);
-                let parsed = match self.get(page).await {
-                    Ok(bytes) => ExtentPage::parse(self.layout, &bytes)
-                        .map_err(|problem| BlobError { page, problem }.into()),
-                    Err(problem) => Err(problem),
-                };
-                match parsed {
-                    // The map says what is wrong with it; a page in many places counts once.
-                    Ok(extent) if extent.first != slot.first_cluster() => {
-                        extents.insert(slot, extent);
-                        break;
-                    }
+                match self.get_extent(page).await {
                     Ok(extent) => {
-                        found.clusters.extend(extent.clusters.iter().flatten());
+                        let in_place = is_in_place(slot, &extent);
                         extents.insert(slot, extent);
+                        // The map says what is wrong with it; a page in many places counts once.
+                        if !in_place {
+                            break;
+                        }
                     }
                     Err(problem) => damage = damage.or(Some(problem)),
                 }
@@ -336,14 +379,13 @@ impl<'a, D: BlockDevice> Pages<'a, D> {
         if let Some(damage) = damage {
             return Err(damage);
         }
-        let map = ClusterMap::of(&blob, &extents)?;
+        let map = ClusterMap::of(&blob, extents)?;
         spend(&self.clusters_left, map.allocated())?;
-        found.clusters = map.device_clusters().collect();
         let clusters = map.clusters().0;
         if clusters > VOLUME_CLUSTERS_LIMIT {
+            found.clusters = map.device_clusters().collect();
             return Err(Damage::TooLarge { clusters });
         }
-        found.clusters.clear();
         Ok(LoadedBlob { blob, map })
     }
 
@@ -355,6 +397,11 @@ impl<'a, D: BlockDevice> Pages<'a, D> {
     }
 }
 
+/// Whether an extent page is of the place where the table has it.
+fn is_in_place(slot: TableSlot, extent: &ExtentRuns) -> bool {
+    extent.first == slot.first_cluster()
+}
+
 /// Loads by the bitmaps of an orderly close; an error: they cannot be believed.
 async fn load_clean<D: BlockDevice>(
     io: &MetadataIo<D>,
@@ -364,7 +411,7 @@ async fn load_clean<D: BlockDevice>(
     let clusters = read_mask(io, layout, MaskKind::UsedClusters).await?;
     let used_pages = read_mask(io, layout, MaskKind::UsedPages).await?;
     let ids = read_mask(io, layout, MaskKind::UsedBlobIds).await?;
-    let pages = Pages::new(io, layout, HashMap::new());
+    let pages = Pages::new(io, layout, Cache::default());
     let found = pages.load_all(ids.iter().map(PageIndex)).await;
     let mut loaded = Loaded::new(layout, found, Recovery { clean: true, ..Recovery::default() });
     let covered = loaded.blobs.values().all(|LoadedBlob { blob, map }| {
@@ -423,10 +470,9 @@ async fn load_scanned<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout, scan:
     // What a broken blob wrote may still be its own, even if its table is lost.
     for found in found.iter_mut().filter(|found| found.result.is_err()) {
         for page in extents.get(&found.id).into_iter().flatten() {
-            let Ok(bytes) = pages.get(*page).await else { continue };
-            if let Ok(extent) = ExtentPage::parse(layout, &bytes) {
+            if let Ok(extent) = pages.get_extent(*page).await {
                 found.pages.push(*page);
-                found.clusters.extend(extent.clusters.iter().flatten());
+                found.clusters.extend(extent.clusters());
             }
         }
     }
@@ -471,6 +517,13 @@ impl Loaded {
         }
     }
 
+    fn claim_blob(&mut self, blob: &Blob, map: &ClusterMap) {
+        self.claim(pages_of(blob).into_iter(), std::iter::empty());
+        for run in map.runs() {
+            self.allocator.claim_clusters(run.device, run.count);
+        }
+    }
+
     fn quarantine(&mut self, id: BlobId, name: Option<String>, damage: Damage) {
         tracing::error!(blob = id.0, name, %damage, "volume quarantined");
         self.quarantined.push(Quarantined { id, name, damage });
@@ -478,7 +531,7 @@ impl Loaded {
 
     fn quarantine_loaded(&mut self, id: BlobId, damage: Damage) {
         if let Some(LoadedBlob { blob, map }) = self.blobs.remove(&id) {
-            self.claim(pages_of(&blob).into_iter(), map.device_clusters());
+            self.claim_blob(&blob, &map);
             let name = lvolstore::name(&blob.xattrs).ok().map(|name| name.to_string());
             self.quarantine(id, name, damage);
         }

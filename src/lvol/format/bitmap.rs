@@ -131,6 +131,24 @@ impl BitSet {
         true
     }
 
+    /// Adds `count` numbers from `first` on; tells how many of them were absent. Those that are out
+    /// of range stay absent and do not count.
+    pub fn insert_run(&mut self, first: u32, count: u32) -> u32 {
+        let (mut at, end) = (first, first.saturating_add(count).min(self.length));
+        let mut added = 0;
+        while at < end {
+            // Of the word that `at` is in, what lies in the run.
+            let part = (64 - at % 64).min(end - at);
+            let mask = (u64::MAX >> (64 - part)) << (at % 64);
+            let word = &mut self.words[at as usize / 64];
+            added += (mask & !*word).count_ones();
+            *word |= mask;
+            at += part;
+        }
+        self.ones += added;
+        added
+    }
+
     /// Removes `bit`; tells whether it was held.
     pub fn remove(&mut self, bit: u32) -> bool {
         if !self.contains(bit) {
@@ -281,6 +299,24 @@ mod tests {
         assert_eq!(set.first_clear(u32::MAX), None);
         assert_eq!(set.count(), 127);
         assert!(!set.contains(130) && !set.insert(130) && !set.remove(u32::MAX));
+    }
+
+    #[test]
+    fn a_run_is_added_as_its_numbers_are() {
+        let seed = 0x7275_6e73;
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..2000 {
+            let length = random.u32(1..400);
+            let (mut bulk, mut single) = (BitSet::new(length), BitSet::new(length));
+            for _ in 0..6 {
+                let first = random.u32(0..length + 70);
+                let count = if random.u8(0..10) == 0 { u32::MAX } else { random.u32(0..200) };
+                let end = first.saturating_add(count).min(length);
+                let added = (first..end).filter(|bit| single.insert(*bit)).count();
+                assert_eq!(bulk.insert_run(first, count), added as u32, "seed {seed:#x}");
+                assert_eq!((&bulk, bulk.count()), (&single, single.count()), "seed {seed:#x}");
+            }
+        }
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The whole mapping of a blob, joined from its runs or from its extent table and extent pages.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 
 use crate::units::{ClusterCount, ClusterIndex, PageIndex, VolumeCluster};
 
 use super::blob::{Blob, Mapping};
-use super::extent::{EXTENT_PAGE_CLUSTERS, ExtentPage, ExtentTable, Runs, TableSlot};
+use super::extent::{EXTENT_PAGE_CLUSTERS, ExtentRuns, ExtentTable, Runs, TableSlot};
 
 /// Why a blob's parts do not make up a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,7 +77,7 @@ impl ClusterMap {
     /// [`MapProblem`]; SPDK does not open such a blob either.
     pub fn of(
         blob: &Blob,
-        extent_pages: &BTreeMap<TableSlot, ExtentPage>,
+        extent_pages: &BTreeMap<TableSlot, impl Borrow<ExtentRuns>>,
     ) -> Result<Self, MapProblem> {
         let map = match &blob.mapping {
             Mapping::Rle(runs) => Self::of_runs(runs),
@@ -103,45 +104,43 @@ impl ClusterMap {
 
     fn of_table(
         table: &ExtentTable,
-        extent_pages: &BTreeMap<TableSlot, ExtentPage>,
+        extent_pages: &BTreeMap<TableSlot, impl Borrow<ExtentRuns>>,
     ) -> Result<Self, MapProblem> {
-        let mut map = Self { clusters: table.clusters(), runs: Vec::new() };
+        let most = extent_pages.values().map(|content| content.borrow().runs.len()).sum();
+        let mut map = Self { clusters: table.clusters(), runs: Vec::with_capacity(most) };
         for (slot, page) in table.iter() {
-            let content = extent_pages.get(&slot).ok_or(MapProblem::Missing { page })?;
+            let content = extent_pages.get(&slot).ok_or(MapProblem::Missing { page })?.borrow();
             let (expected, found) = (slot.first_cluster(), content.first);
             if found != expected {
                 return Err(MapProblem::Start { page, expected, found });
             }
-            let entries = content.clusters.len();
             if slot.0 + 1 == table.slots() {
-                let end = expected.0 as usize + entries;
-                let end = u32::try_from(end).map_err(|_| MapProblem::TooLarge)?;
-                map.clusters = ClusterCount(end);
-            } else if entries != EXTENT_PAGE_CLUSTERS as usize {
-                return Err(MapProblem::Short { page, found: entries });
+                let end = expected.0.checked_add(content.entries);
+                map.clusters = ClusterCount(end.ok_or(MapProblem::TooLarge)?);
+            } else if content.entries != EXTENT_PAGE_CLUSTERS {
+                return Err(MapProblem::Short { page, found: content.entries as usize });
             }
             // Cannot overflow: the end of the page was computed above or is inside the table.
-            for (cluster, volume) in content.clusters.iter().zip(expected.0..) {
-                if let Some(device) = *cluster {
-                    map.push(VolumeCluster(volume), device);
-                }
+            for run in &content.runs {
+                let volume = VolumeCluster(expected.0 + u32::from(run.index));
+                map.push(volume, run.device, run.count.into());
             }
         }
         Ok(map)
     }
 
-    /// Appends one cluster, which must lie behind all others.
-    fn push(&mut self, volume: VolumeCluster, device: ClusterIndex) {
+    /// Appends a run, which must lie behind all others.
+    fn push(&mut self, volume: VolumeCluster, device: ClusterIndex, count: u32) {
         if let Some(last) = self.runs.last_mut() {
-            let count = last.count.0;
-            let continues = last.volume.checked_add(count) == Some(volume)
-                && last.device.checked_add(count) == Some(device);
+            let before = last.count.0;
+            let continues = last.volume.checked_add(before) == Some(volume)
+                && last.device.checked_add(before) == Some(device);
             if continues {
-                last.count = ClusterCount(count + 1);
+                last.count = ClusterCount(before + count);
                 return;
             }
         }
-        self.runs.push(MappedRun { volume, device, count: ClusterCount(1) });
+        self.runs.push(MappedRun { volume, device, count: ClusterCount(count) });
     }
 
     /// The size of the volume.
@@ -194,7 +193,7 @@ impl ClusterMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lvol::format::{Run, blob_id};
+    use crate::lvol::format::{ExtentRun, Run, blob_id};
 
     fn blob(mapping: Mapping) -> Blob {
         let mut blob = Blob::new(blob_id(PageIndex(1)));
@@ -203,11 +202,10 @@ mod tests {
         blob
     }
 
-    fn page(first: u32, clusters: &[u32], length: usize) -> ExtentPage {
-        let mut list: Vec<_> =
-            clusters.iter().map(|c| (*c != 0).then_some(ClusterIndex(*c))).collect();
-        list.resize(length, None);
-        ExtentPage { blob: blob_id(PageIndex(1)), first: VolumeCluster(first), clusters: list }
+    fn page(first: u32, clusters: &[u32], length: u32) -> ExtentRuns {
+        let run = |(index, cluster)| ExtentRun { device: ClusterIndex(cluster), index, count: 1 };
+        let placed = (0..).zip(clusters.iter().copied()).filter(|(_, cluster)| *cluster != 0);
+        ExtentRuns { first: VolumeCluster(first), entries: length, runs: placed.map(run).collect() }
     }
 
     fn table(clusters: u32, pages: &[u32]) -> ExtentTable {
@@ -225,14 +223,16 @@ mod tests {
             let first = (first != 0).then_some(ClusterIndex(first));
             runs.push(Run { first, count: ClusterCount(count) }).unwrap();
         }
-        let map = ClusterMap::of(&blob(Mapping::Rle(runs.clone())), &BTreeMap::new()).unwrap();
+        let map =
+            ClusterMap::of(&blob(Mapping::Rle(runs.clone())), &BTreeMap::<_, ExtentRuns>::new())
+                .unwrap();
         assert_eq!((map.clusters(), map.allocated()), (ClusterCount(7), 4));
         let places: Vec<_> = (0..8).map(|c| map.get(VolumeCluster(c)).map_or(0, |c| c.0)).collect();
         assert_eq!(places, [0, 0, 20, 21, 22, 0, 7, 0]);
         assert_eq!(map.device_clusters().map(|c| c.0).collect::<Vec<_>>(), [20, 21, 22, 7]);
         let mut thick = blob(Mapping::Rle(runs));
         thick.flags.thin = false;
-        let refused = ClusterMap::of(&thick, &BTreeMap::new());
+        let refused = ClusterMap::of(&thick, &BTreeMap::<_, ExtentRuns>::new());
         assert_eq!(refused, Err(MapProblem::Hole { cluster: VolumeCluster(0) }));
     }
 
@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn pages_that_do_not_fit_are_refused() {
         let blob = blob(Mapping::Table(table(1024, &[0, 1])));
-        let with = |first: ExtentPage, second: ExtentPage| {
+        let with = |first: ExtentRuns, second: ExtentRuns| {
             let pages = BTreeMap::from([(TableSlot(0), first), (TableSlot(1), second)]);
             ClusterMap::of(&blob, &pages).unwrap_err()
         };
@@ -273,7 +273,7 @@ mod tests {
             found: VolumeCluster(511),
         };
         assert_eq!(moved, expected);
-        let missing = ClusterMap::of(&blob, &BTreeMap::new()).unwrap_err();
+        let missing = ClusterMap::of(&blob, &BTreeMap::<_, ExtentRuns>::new()).unwrap_err();
         assert_eq!(missing, MapProblem::Missing { page: PageIndex(10) });
     }
 }

@@ -191,28 +191,10 @@ impl ExtentPage {
     /// [`PageProblem`] for bytes that are no intact extent page of a store of this layout.
     pub fn parse(layout: &Layout, bytes: &PageBytes) -> Result<Self, PageProblem> {
         let page = Page::parse(bytes)?;
-        let wrong = PageProblem::DescriptorPlace { kind: DESCRIPTOR_EXTENT_PAGE };
-        if page.sequence() != 0 {
-            return Err(PageProblem::Sequence { expected: 0, found: page.sequence() });
-        }
-        if let Some(page) = page.next() {
-            return Err(PageProblem::PageNumber { page });
-        }
-        let mut descriptors = page.descriptors();
-        let Some(Descriptor::ExtentPage { first, clusters }) = descriptors.next().transpose()?
-        else {
-            return Err(wrong);
-        };
-        if descriptors.next().transpose()?.is_some() {
-            return Err(wrong);
-        }
-        let entries = clusters.len();
-        if entries > EXTENT_PAGE_CLUSTERS as usize {
-            return Err(PageProblem::ExtentEntries { entries });
-        }
+        let (first, clusters) = entries(page)?;
         let clusters = clusters.iter().map(|number| check_cluster(layout, number.get()));
         let clusters = clusters.collect::<Result<_, _>>()?;
-        Ok(Self { blob: page.blob(), first: VolumeCluster(first), clusters })
+        Ok(Self { blob: page.blob(), first, clusters })
     }
 
     /// The bytes to write.
@@ -240,6 +222,103 @@ impl ExtentPage {
         seal(&mut bytes);
         bytes
     }
+}
+
+/// Consecutive entries of an extent page that are consecutive on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExtentRun {
+    /// The first cluster on the device.
+    pub device: ClusterIndex,
+    /// The first entry's place in the page.
+    pub index: u16,
+    /// How many; not 0.
+    pub count: u16,
+}
+
+impl ExtentRun {
+    const NONE: Self = Self { device: ClusterIndex(0), index: 0, count: 0 };
+
+    /// Whether this entry is the next one.
+    fn is_continued(&self, index: u16, device: ClusterIndex) -> bool {
+        self.index + self.count == index
+            && self.device.checked_add(self.count.into()) == Some(device)
+    }
+}
+
+/// The content of an extent page as runs: what joining a mapping needs, and little where the page
+/// maps little.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExtentRuns {
+    /// The blob's cluster that the first entry is for.
+    pub first: VolumeCluster,
+    /// Entries, allocated or not: 1 to 512.
+    pub entries: u32,
+    /// What is allocated, ascending in `index`.
+    pub runs: Vec<ExtentRun>,
+}
+
+impl ExtentRuns {
+    /// As [`ExtentPage::parse`].
+    ///
+    /// # Errors
+    /// As for [`ExtentPage::parse`].
+    pub fn parse(layout: &Layout, bytes: &PageBytes) -> Result<Self, PageProblem> {
+        Self::read(layout, Page::parse(bytes)?)
+    }
+
+    /// The same of a page whose checksum was checked.
+    ///
+    /// # Errors
+    /// As for [`ExtentPage::parse`], the checksum aside.
+    pub fn read(layout: &Layout, page: Page<'_>) -> Result<Self, PageProblem> {
+        let (first, clusters) = entries(page)?;
+        // Many are read and kept: they grow here, and take memory once.
+        let mut runs = [ExtentRun::NONE; EXTENT_PAGE_CLUSTERS as usize];
+        let mut found = 0;
+        for (index, number) in (0..).zip(clusters) {
+            let Some(device) = check_cluster(layout, number.get())? else { continue };
+            match runs[..found].last_mut().filter(|last| last.is_continued(index, device)) {
+                Some(last) => last.count += 1,
+                None => {
+                    runs[found] = ExtentRun { device, index, count: 1 };
+                    found += 1;
+                }
+            }
+        }
+        Ok(Self { first, entries: clusters.len() as u32, runs: runs[..found].to_vec() })
+    }
+
+    /// The clusters of the device that are allocated, in order.
+    pub fn clusters(&self) -> impl Iterator<Item = ClusterIndex> + '_ {
+        self.runs.iter().flat_map(|run| {
+            let first = run.device.0;
+            (first..first + u32::from(run.count)).map(ClusterIndex)
+        })
+    }
+}
+
+/// What an extent page says, as far as a page alone can be checked: the blob's first cluster and 1
+/// to 512 numbers of the device's.
+fn entries(page: Page<'_>) -> Result<(VolumeCluster, &[U32]), PageProblem> {
+    let wrong = PageProblem::DescriptorPlace { kind: DESCRIPTOR_EXTENT_PAGE };
+    if page.sequence() != 0 {
+        return Err(PageProblem::Sequence { expected: 0, found: page.sequence() });
+    }
+    if let Some(page) = page.next() {
+        return Err(PageProblem::PageNumber { page });
+    }
+    let mut descriptors = page.descriptors();
+    let Some(Descriptor::ExtentPage { first, clusters }) = descriptors.next().transpose()? else {
+        return Err(wrong);
+    };
+    if descriptors.next().transpose()?.is_some() {
+        return Err(wrong);
+    }
+    let entries = clusters.len();
+    if entries > EXTENT_PAGE_CLUSTERS as usize {
+        return Err(PageProblem::ExtentEntries { entries });
+    }
+    Ok((VolumeCluster(first), clusters))
 }
 
 /// A cluster number from the medium; 0: not allocated.
@@ -319,6 +398,42 @@ mod tests {
     }
 
     #[test]
+    fn the_runs_of_an_extent_page_are_its_entries() {
+        let seed = 0x7275_6e73;
+        let mut random = fastrand::Rng::with_seed(seed);
+        let layout = layout();
+        let data = layout.metadata_clusters().0..layout.clusters().0;
+        for _ in 0..500 {
+            let mut clusters = Vec::new();
+            while clusters.len() < 512 && (clusters.is_empty() || random.u8(0..20) > 0) {
+                // What continues the entry before, a hole, or anything.
+                let before =
+                    clusters.last().copied().flatten().map(|last: ClusterIndex| last.0 + 1);
+                let next = [before, None, Some(random.u32(data.clone()))][random.usize(0..3)];
+                clusters.push(next.filter(|next| data.contains(next)).map(ClusterIndex));
+            }
+            let first = VolumeCluster(512 * random.u32(0..100));
+            let page = ExtentPage { blob: blob_id(PageIndex(3)), first, clusters };
+            let runs = ExtentRuns::parse(&layout, &page.encode()).unwrap();
+            assert_eq!((runs.first, runs.entries as usize), (first, page.clusters.len()));
+            let mut read = vec![None; page.clusters.len()];
+            for pair in runs.runs.windows(2) {
+                let (end, next) = (pair[0].index + pair[0].count, pair[1].index);
+                let continued = pair[0].device.0 + u32::from(pair[0].count) == pair[1].device.0;
+                assert!(end < next || end == next && !continued, "seed {seed:#x}: {pair:?}");
+            }
+            for run in &runs.runs {
+                for offset in 0..run.count {
+                    let device = ClusterIndex(run.device.0 + u32::from(offset));
+                    read[usize::from(run.index + offset)] = Some(device);
+                }
+            }
+            assert_eq!(read, page.clusters, "seed {seed:#x}");
+            assert!(runs.clusters().eq(page.clusters.into_iter().flatten()), "seed {seed:#x}");
+        }
+    }
+
+    #[test]
     fn extent_pages_are_checked() {
         let layout = layout();
         let good = ExtentPage {
@@ -330,7 +445,9 @@ mod tests {
             let mut bytes = good.encode();
             change(&mut bytes);
             seal(&mut bytes);
-            ExtentPage::parse(&layout, &bytes).unwrap_err()
+            let problem = ExtentPage::parse(&layout, &bytes).unwrap_err();
+            assert_eq!(ExtentRuns::parse(&layout, &bytes).unwrap_err(), problem);
+            problem
         };
         let sequence = damaged(&|bytes| bytes[8] = 1);
         assert_eq!(sequence, PageProblem::Sequence { expected: 0, found: 1 });

@@ -1,15 +1,18 @@
 //! From loaded blobs to volumes: interrupted snapshot operations, names, parents, owners.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::units::{BlobId, ClusterCount, ClusterIndex, PageIndex, VolumeCluster};
 
 use super::super::error::{Damage, Error, ReadOnlyReason};
-use super::super::format::{ClusterMap, Mapping, SuperBlock, VolumeName, lvolstore};
+use super::super::format::{
+    BitSet, ClusterMap, Layout, MappedRun, Mapping, MaskKind, SuperBlock, VolumeName, lvolstore,
+};
 use super::super::journal::find_journal;
 use super::super::volume::Volume;
-use super::super::volume_map::{Fate, Place, VolumeMap};
+use super::super::volume_map::{Fate, Place, PlacedRun, VolumeMap};
 use super::{Loaded, LoadedBlob, Recovered, pages_of};
 
 /// From loaded blobs to volumes: interrupted snapshot operations, names, parents, owners.
@@ -28,14 +31,14 @@ pub(super) fn relate(
     let names = take_names(&mut loaded, own_blob)?;
     let order = parents_first(&mut loaded);
     let mut volumes: BTreeMap<BlobId, Volume> = BTreeMap::new();
-    let mut owners = Owners::default();
+    let mut owners = Owners::new(&loaded.layout);
     for id in order {
         let (Some(LoadedBlob { blob, map }), Some(name)) =
             (loaded.blobs.remove(&id), names.get(&id))
         else {
             continue;
         };
-        loaded.claim(pages_of(&blob).into_iter(), map.device_clusters());
+        loaded.claim_blob(&blob, &map);
         let shared = Arc::new(VolumeMap::new(id, &loaded.layout, fate));
         let parent = blob.parent().and_then(|parent| volumes.get(&parent));
         let clusters = map.clusters();
@@ -147,13 +150,20 @@ fn parents_first(loaded: &mut Loaded) -> Vec<BlobId> {
 }
 
 /// Who owns each cluster and each metadata page.
-#[derive(Default)]
 struct Owners {
-    clusters: HashMap<ClusterIndex, BlobId>,
+    /// Clusters that have an owner.
+    clusters: BitSet,
+    /// Whose they are: asked only when one has two, and made when the first one has.
+    by_cluster: Option<HashMap<ClusterIndex, BlobId>>,
     pages: HashMap<PageIndex, BlobId>,
 }
 
 impl Owners {
+    fn new(layout: &Layout) -> Self {
+        let clusters = BitSet::new(layout.mask_bits(MaskKind::UsedClusters));
+        Self { clusters, by_cluster: None, pages: HashMap::new() }
+    }
+
     /// Puts a volume's own places into its map, and finds what another volume owns, too.
     fn own(
         &mut self,
@@ -169,27 +179,45 @@ impl Owners {
                 limit(others, other, ReadOnlyReason::SharedPage { page, other: id });
             }
         }
-        for run in map.runs() {
-            for offset in 0..run.count.0 {
-                let at = VolumeCluster(run.volume.0 + offset);
-                let cluster = ClusterIndex(run.device.0 + offset);
-                if volume.map.get(at) == Place::Parent(cluster) {
-                    // Not taken over yet; the next commit of this extent page says so.
-                    volume.touch(at);
-                    continue;
-                }
-                volume.map.set(at, Place::Own(cluster));
-                if let Some(other) = self.clusters.insert(cluster, id) {
-                    shared = Some((other, ReadOnlyReason::SharedCluster { cluster, other }));
-                    limit(others, other, ReadOnlyReason::SharedCluster { cluster, other: id });
-                }
+        let runs = runs_to_own(volume, map);
+        for (index, run) in runs.iter().enumerate() {
+            for (cluster, other) in self.own_clusters(id, *run, &runs[..index], others) {
+                shared = Some((other, ReadOnlyReason::SharedCluster { cluster, other }));
+                limit(others, other, ReadOnlyReason::SharedCluster { cluster, other: id });
             }
         }
+        volume.map.set_runs(runs.iter().map(|run| PlacedRun {
+            first: run.volume,
+            count: run.count,
+            place: Place::Own(run.device),
+        }));
         if let Some((other, reason)) = shared {
             tracing::error!(blob = id.0, other = other.0, %reason, "two owners: both read-only");
             volume.limit = Some(reason);
         }
         volume.show_flags();
+    }
+
+    /// Makes a volume, which owns `earlier` already, the owner of `run`; of that, what had an owner
+    /// before, with it.
+    fn own_clusters(
+        &mut self,
+        id: BlobId,
+        run: MappedRun,
+        earlier: &[MappedRun],
+        others: &BTreeMap<BlobId, Volume>,
+    ) -> Vec<(ClusterIndex, BlobId)> {
+        let unowned = self.clusters.insert_run(run.device.0, run.count.0) == run.count.0;
+        if unowned && self.by_cluster.is_none() {
+            return Vec::new();
+        }
+        let by_cluster = self.by_cluster.get_or_insert_with(|| {
+            let earlier = earlier.iter().flat_map(|run| clusters_of(run.device, run.count));
+            let earlier = earlier.map(|cluster| (cluster, id));
+            others.values().flat_map(own_of).chain(earlier).collect()
+        });
+        let owned = clusters_of(run.device, run.count);
+        owned.filter_map(|cluster| Some((cluster, by_cluster.insert(cluster, id)?))).collect()
     }
 
     /// An unfinished snapshot as a volume to be deleted by the next commit, with what it shares
@@ -201,7 +229,7 @@ impl Owners {
         map: Arc<VolumeMap>,
     ) -> Option<Volume> {
         let LoadedBlob { mut blob, map: clusters } = found;
-        loaded.claim(pages_of(&blob).into_iter(), clusters.device_clusters());
+        loaded.claim_blob(&blob, &clusters);
         let id = blob.id;
         let name = match lvolstore::name(&blob.xattrs) {
             Ok(name) => name,
@@ -219,10 +247,51 @@ impl Owners {
         }
         let mut volume = Volume::new(blob, map, name, ClusterCount(0));
         let unshared = clusters.device_clusters();
-        volume.dropped = unshared.filter(|cluster| !self.clusters.contains_key(cluster)).collect();
+        volume.dropped = unshared.filter(|cluster| !self.clusters.contains(cluster.0)).collect();
         volume.delete();
         Some(volume)
     }
+}
+
+/// What of its mapping a volume owns. Of what its parent has, too, it has not taken the place over
+/// yet; the next commit of such an extent page says so.
+fn runs_to_own<'m>(volume: &mut Volume, map: &'m ClusterMap) -> Cow<'m, [MappedRun]> {
+    if volume.blob.parent().is_none() {
+        return Cow::Borrowed(map.runs());
+    }
+    let mut runs: Vec<MappedRun> = Vec::new();
+    for run in map.runs() {
+        let mut continued = false;
+        for (offset, device) in (0..).zip(clusters_of(run.device, run.count)) {
+            let at = VolumeCluster(run.volume.0 + offset);
+            if volume.map.get(at) == Place::Parent(device) {
+                volume.touch(at);
+                continued = false;
+            } else if continued && let Some(last) = runs.last_mut() {
+                last.count.0 += 1;
+            } else {
+                runs.push(MappedRun { volume: at, device, count: ClusterCount(1) });
+                continued = true;
+            }
+        }
+    }
+    Cow::Owned(runs)
+}
+
+/// The clusters that a volume's map shows as its own, and the volume.
+fn own_of(volume: &Volume) -> impl Iterator<Item = (ClusterIndex, BlobId)> + '_ {
+    let id = volume.blob.id;
+    let runs = volume.map.runs(0..volume.clusters.0);
+    runs.filter_map(|run| match run.place {
+        Place::Own(place) => Some(clusters_of(place, run.count)),
+        Place::None | Place::Parent(_) => None,
+    })
+    .flatten()
+    .map(move |cluster| (cluster, id))
+}
+
+fn clusters_of(first: ClusterIndex, count: ClusterCount) -> impl Iterator<Item = ClusterIndex> {
+    (first.0..first.0 + count.0).map(ClusterIndex)
 }
 
 fn limit(volumes: &mut BTreeMap<BlobId, Volume>, id: BlobId, reason: ReadOnlyReason) {

@@ -2,8 +2,6 @@
 //! the journal. The restored pages are written in their places. FLUSH. A crash in between leaves
 //! them torn or restored, and the journal as it was.
 
-use std::collections::HashMap;
-
 use crate::block::{BlockDevice, BlockError};
 use crate::units::{ByteOffset, PageIndex};
 
@@ -11,7 +9,7 @@ use super::super::error::Error;
 use super::super::format::root_page;
 use super::super::format::{Journal, Layout, PageBytes, Record, SuperBlock, SuperBlockError};
 use super::super::metadata_io::{MetadataIo, medium};
-use super::{LoadedBlob, Pages, limited, scan};
+use super::{Cache, LoadedBlob, Pages, limited, scan};
 
 /// Blobs that say that they are the journal and are looked at.
 const CANDIDATES: usize = 16;
@@ -47,7 +45,7 @@ async fn find<D: BlockDevice>(
     layout: &Layout,
     candidates: &[PageIndex],
 ) -> Option<Journal> {
-    let pages = Pages::new(io, layout, HashMap::new());
+    let pages = Pages::new(io, layout, Cache::default());
     for root in candidates.iter().take(CANDIDATES) {
         if let Ok(LoadedBlob { blob, map }) = pages.load(*root).await.result
             && let Some(journal) =

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::units::{BlobId, PageIndex};
 
 use super::super::format::{
-    BitSet, Blob, BlobReader, ClusterMap, ExtentPage, Layout, Mapping, PageBytes, PageKind,
+    BitSet, Blob, BlobReader, ClusterMap, ExtentRuns, Layout, Mapping, PageBytes, PageKind,
     PageProblem, ReadBlob, STRUCTURE_SIZE, TableSlot, blob_id, claims_root, is_torn_journal,
 };
 use super::volume::Volume;
@@ -207,7 +207,7 @@ fn read_map(
     budget: &mut Budget,
     findings: &mut Findings,
 ) -> Result<Option<ClusterMap>, ValidateError> {
-    let mut pages: BTreeMap<TableSlot, ExtentPage> = BTreeMap::new();
+    let mut pages: BTreeMap<TableSlot, ExtentRuns> = BTreeMap::new();
     let mut complete = true;
     if let Mapping::Table(table) = &blob.mapping {
         for (slot, page) in table.iter() {
@@ -215,7 +215,7 @@ fn read_map(
                 findings.add(Finding::Excess { blob: blob.id });
                 return Ok(None);
             }
-            match ExtentPage::parse(layout, &read_page(image, layout, page)?) {
+            match ExtentRuns::parse(layout, &read_page(image, layout, page)?) {
                 // The map says what is wrong with it; one page in many places takes memory once.
                 Ok(content) if content.first != slot.first_cluster() => {
                     pages.insert(slot, content);

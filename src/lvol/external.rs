@@ -210,13 +210,14 @@ impl<D: BlockDevice> Externals<D> {
 }
 
 impl<D: BlockDevice> Store<D> {
-    /// The parents outside of the pool that its volumes name.
+    /// The parents outside of the pool that its volumes name, those in quarantine included.
     #[must_use]
     pub fn external_parents(&self) -> Vec<ExternalName> {
         let state = self.state.borrow();
         let served = state.volumes.values().filter(|volume| !volume.deleted);
         let mut names: Vec<_> =
             served.filter_map(|volume| volume.blob.external_parent()).map(external_name).collect();
+        names.extend(state.quarantined.iter().filter_map(|found| found.external_parent.clone()));
         names.sort_unstable();
         names.dedup();
         names
@@ -268,10 +269,16 @@ impl<D: BlockDevice> Store<D> {
         let needs = |volume: &&Volume| {
             volume.blob.external_parent().is_some_and(|stored| external_name(stored) == *name)
         };
-        let needed_by: Vec<_> = {
+        let mut needed_by: Vec<_> = {
             let state = self.state.borrow();
             state.volumes.values().filter(needs).map(|volume| volume.name.to_string()).collect()
         };
+        let quarantined = self.quarantined().into_iter();
+        let damaged = quarantined.filter(|found| found.external_parent.as_ref() == Some(name));
+        needed_by.extend(damaged.map(|found| match found.name {
+            Some(name) => format!("{name} (in quarantine)"),
+            None => format!("blob {:#x} (in quarantine)", found.id.0),
+        }));
         if needed_by.is_empty() {
             self.detach_external(name);
         }

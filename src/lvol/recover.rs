@@ -33,6 +33,7 @@ use crate::units::{BlobId, ByteOffset, ClusterIndex, PageIndex};
 
 use super::allocator::Allocator;
 use super::error::{Damage, Error};
+use super::external::{ExternalName, external_name};
 use super::format::{
     BitSet, Blob, BlobError, BlobReader, ClusterMap, ExtentRuns, Layout, Mapping, MaskKind,
     PageBytes, PageKind, PageProblem, SuperBlock, SuperBlockError, TableSlot, blob_id, claims_root,
@@ -281,6 +282,7 @@ struct Found {
     /// Clusters that a damaged blob is known to use.
     clusters: Vec<ClusterIndex>,
     name: Option<String>,
+    external_parent: Option<ExternalName>,
     result: Result<LoadedBlob, Damage>,
 }
 
@@ -334,6 +336,7 @@ impl<'a, D: BlockDevice> Pages<'a, D> {
             pages: vec![root],
             clusters: Vec::new(),
             name: None,
+            external_parent: None,
             result: Err(Damage::Missing),
         };
         let mut extents = BTreeMap::new();
@@ -358,6 +361,7 @@ impl<'a, D: BlockDevice> Pages<'a, D> {
         }
         let blob = reader.finish()?.blob;
         found.name = lvolstore::name(&blob.xattrs).ok().map(|name| name.to_string());
+        found.external_parent = blob.external_parent().map(external_name);
         let mut damage = None;
         if let Mapping::Table(table) = &blob.mapping {
             for (slot, page) in table.iter() {
@@ -455,6 +459,7 @@ async fn load_scanned<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout, scan:
         pages: vec![root],
         clusters: Vec::new(),
         name: None,
+        external_parent: None,
         result: Err(BlobError { page: root, problem }.into()),
     }));
     // A page that cannot be read and that nobody refers to may be the root of a lost volume.
@@ -465,6 +470,7 @@ async fn load_scanned<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout, scan:
         pages: vec![root],
         clusters: Vec::new(),
         name: None,
+        external_parent: None,
         result: Err(error.into()),
     }));
     // What a broken blob wrote may still be its own, even if its table is lost.
@@ -490,14 +496,14 @@ impl Loaded {
             quarantined: Vec::new(),
             recovery: Recovery { blobs: found.len() as u32, ..recovery },
         };
-        for Found { id, pages, clusters, name, result } in found {
+        for Found { id, pages, clusters, name, external_parent, result } in found {
             match result {
                 Ok(blob) => {
                     loaded.blobs.insert(id, blob);
                 }
                 Err(damage) => {
                     loaded.claim(pages.into_iter(), clusters.into_iter());
-                    loaded.quarantine(id, name, damage);
+                    loaded.quarantine(Quarantined { id, name, damage, external_parent });
                 }
             }
         }
@@ -524,16 +530,17 @@ impl Loaded {
         }
     }
 
-    fn quarantine(&mut self, id: BlobId, name: Option<String>, damage: Damage) {
-        tracing::error!(blob = id.0, name, %damage, "volume quarantined");
-        self.quarantined.push(Quarantined { id, name, damage });
+    fn quarantine(&mut self, found: Quarantined) {
+        tracing::error!(blob = found.id.0, found.name, %found.damage, "volume quarantined");
+        self.quarantined.push(found);
     }
 
     fn quarantine_loaded(&mut self, id: BlobId, damage: Damage) {
         if let Some(LoadedBlob { blob, map }) = self.blobs.remove(&id) {
             self.claim_blob(&blob, &map);
             let name = lvolstore::name(&blob.xattrs).ok().map(|name| name.to_string());
-            self.quarantine(id, name, damage);
+            let external_parent = blob.external_parent().map(external_name);
+            self.quarantine(Quarantined { id, name, damage, external_parent });
         }
     }
 }

@@ -103,6 +103,8 @@ pub struct Quarantined {
     pub name: Option<String>,
     /// What is wrong.
     pub damage: Damage,
+    /// Its external parent, which it will need again if it is repaired, if that could be read.
+    pub external_parent: Option<ExternalName>,
 }
 
 /// The state of a pool.

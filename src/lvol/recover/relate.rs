@@ -11,6 +11,7 @@ use super::super::format::{
     BitSet, ClusterMap, Layout, MappedRun, Mapping, MaskKind, SuperBlock, VolumeName, lvolstore,
 };
 use super::super::journal::find_journal;
+use super::super::store::Quarantined;
 use super::super::volume::Volume;
 use super::super::volume_map::{Fate, Place, PlacedRun, VolumeMap};
 use super::{Loaded, LoadedBlob, Recovered, pages_of};
@@ -234,7 +235,8 @@ impl Owners {
         let name = match lvolstore::name(&blob.xattrs) {
             Ok(name) => name,
             Err(error) => {
-                loaded.quarantine(id, None, error.into());
+                let (damage, external_parent) = (error.into(), None);
+                loaded.quarantine(Quarantined { id, name: None, damage, external_parent });
                 return None;
             }
         };

@@ -362,6 +362,46 @@ fn a_parent_is_let_go_when_nobody_needs_it() {
     assert_valid(&golden_disk);
 }
 
+/// A clone with a damaged extent page is not served, and may be repaired: its parent stays.
+#[test]
+fn a_clone_in_quarantine_keeps_its_parent() {
+    let bench = Bench::new();
+    let (golden_disk, disk) = (disk(), disk());
+    bench.run(async {
+        let parent = bench.pool(golden_disk.channel(&bench.reactor)).await;
+        golden(&parent).await;
+        let pool = bench.pool(disk.channel(&bench.reactor)).await;
+        clone(&pool, &parent, "golden", "c").await.unwrap();
+        pool.write(&pool.volume("c").await, 1, 1, 7).await.unwrap();
+        pool.store.close().await.unwrap();
+        let name = name_of(uuid_of(&parent, "golden"));
+        let mut image = vec![0; disk.size().get() as usize];
+        disk.read_at(0, &mut image);
+        let mut seen = 0;
+        // One of the first pages is the extent page.
+        for page in 1..128 {
+            let byte = page * BLOCK + 100;
+            image[byte] ^= 1;
+            let damaged = SimDisk::with_image(SimOptions::new(disk.size()), &image);
+            image[byte] ^= 1;
+            let Ok(pool) = bench.open(damaged.channel(&bench.reactor)).await else { continue };
+            let quarantined = pool.store.quarantined();
+            if let Some(found) = quarantined.iter().find(|found| found.name.as_deref() == Some("c"))
+            {
+                assert_eq!(found.external_parent.as_ref(), Some(&name), "page {page}");
+                let missing = pool.store.missing_externals();
+                assert_eq!(missing, std::slice::from_ref(&name), "page {page}");
+                let needed = pool.store.release_external(&name).await.unwrap();
+                assert_eq!(needed, ["c (in quarantine)"], "page {page}");
+                seen += 1;
+            }
+            drop(pool.store.close().await);
+        }
+        assert_eq!(seen, 1);
+        parent.store.close().await.unwrap();
+    });
+}
+
 /// First writes over a volume of another pool, cut at each command.
 #[test]
 fn a_power_cut_keeps_what_was_flushed_over_a_volume_of_another_pool() {

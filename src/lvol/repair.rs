@@ -19,7 +19,8 @@
 //! 6. Roots of the snapshots: finished or erased. FLUSH.
 //! 7. Pages that nobody refers to any more are erased. FLUSH.
 //! 8. The bitmaps. FLUSH.
-//! 9. If nothing is damaged, the super block says "clean". FLUSH.
+//! 9. If nothing is damaged, or if the bitmaps before told what is, the super block says "clean".
+//!    FLUSH.
 //!
 //! A crash leaves a store that a second repair ends, for each step leaves the next one's work as it
 //! was; on a device that tears pages, the second repair starts with what the undo file has.
@@ -37,7 +38,7 @@ use super::format::{
     SuperBlock, TableSlot, encode_mask, root_page,
 };
 use super::validate::{
-    Examined, Finding, ImageRead, Overlay, Pages, Severity, ValidateError, image_read,
+    Examined, Finding, ImageRead, Masks, Overlay, Pages, Severity, ValidateError, image_read,
 };
 
 pub mod undo;
@@ -118,8 +119,8 @@ impl Plan {
 /// # Errors
 /// [`CheckError`]: nothing could be checked, or a blob cannot be given up.
 pub fn plan(image: &dyn ImageRead, known: Known, give_up: &[BlobId]) -> Result<Plan, CheckError> {
-    let mut planner =
-        Planner { image: Overlay { below: image, pages: Pages::new() }, plan: Plan::default() };
+    let image_and_changes = Overlay { below: image, pages: Pages::new() };
+    let mut planner = Planner { image: image_and_changes, plan: Plan::default(), held: None };
     let found = find(image, known)?;
     let Some(super_block) = found.super_block else { return Ok(planner.plan) };
     if found.damage.is_some() {
@@ -127,7 +128,8 @@ pub fn plan(image: &dyn ImageRead, known: Known, give_up: &[BlobId]) -> Result<P
     }
     let store = examined(image, super_block, found.is_torn)?;
     planner.step("restore torn pages", store.torn)?;
-    let store = examined(&planner.image, store.super_block, false)?;
+    let mut store = examined(&planner.image, store.super_block, false)?;
+    planner.held = store.masks.take();
     let super_block = planner.give_up(store, give_up)?;
     let store = examined(&planner.image, super_block, false)?;
     let super_block = planner.finish_interrupted(store)?;
@@ -141,6 +143,9 @@ pub fn plan(image: &dyn ImageRead, known: Known, give_up: &[BlobId]) -> Result<P
 struct Planner<'i> {
     image: Overlay<'i>,
     plan: Plan,
+    /// What the bitmaps say that were true before the repair. What damaged blobs use stands nowhere
+    /// else.
+    held: Option<Masks>,
 }
 
 fn is_damaged(findings: &[Finding]) -> bool {
@@ -206,6 +211,13 @@ impl Planner<'_> {
             self.mark_not_clean(&mut super_block)?;
         }
         self.step("erase the roots of what is given up", roots)?;
+        for root in blobs.iter().filter_map(|blob| root_page(*blob)) {
+            let of_roots =
+                self.held.iter_mut().flat_map(|held| [&mut held.pages, &mut held.blob_ids]);
+            of_roots.flatten().for_each(|bits| {
+                bits.remove(root.0);
+            });
+        }
         Ok(super_block)
     }
 
@@ -302,7 +314,8 @@ impl Planner<'_> {
             return Ok(super_block);
         }
         let layout = super_block.layout();
-        let orphans = walk.others.keys().chain(&walk.damaged);
+        // Not those that are damaged: one may be the root of a lost volume.
+        let orphans = walk.others.keys();
         let offsets = orphans
             .filter(|page| !owned.pages.contains(page.0))
             .filter_map(|page| layout.page_offset(*page));
@@ -313,7 +326,7 @@ impl Planner<'_> {
 
     /// Makes the bitmaps true, if they are wrong or if other steps have put everything in order.
     fn rewrite_masks(&mut self, store: Examined) -> Result<(), ValidateError> {
-        let Examined { mut super_block, masks, walk, owned, findings, .. } = store;
+        let Examined { mut super_block, walk, owned, findings, .. } = store;
         let damaged = is_damaged(&findings);
         let wrong =
             |finding: &Finding| matches!(finding, Finding::Mask(_) | Finding::MaskBits { .. });
@@ -321,7 +334,7 @@ impl Planner<'_> {
         if was_clean && !findings.iter().any(wrong) {
             return Ok(());
         }
-        if !was_clean && (damaged || self.plan.is_empty()) {
+        if !was_clean && (self.plan.is_empty() || damaged && self.held.is_none()) {
             // Opening recovers, and reserves what damaged volumes are known to use.
             return Ok(());
         }
@@ -331,12 +344,12 @@ impl Planner<'_> {
             (MaskKind::UsedBlobIds, walk.roots),
         ];
         if damaged {
-            // What damaged volumes use stands nowhere else.
-            let Some(masks) = masks else { return Ok(()) };
-            let (Some(pages), Some(clusters), Some(ids)) =
-                (masks.pages, masks.clusters, masks.blob_ids)
-            else {
-                return self.mark_not_clean(&mut super_block);
+            let held = self.held.take().map(|held| (held.pages, held.clusters, held.blob_ids));
+            let Some((Some(pages), Some(clusters), Some(ids))) = held else {
+                return match was_clean {
+                    true => self.mark_not_clean(&mut super_block),
+                    false => Ok(()),
+                };
             };
             for ((_, bits), claimed) in wanted.iter_mut().zip([pages, clusters, ids]) {
                 claimed.iter().for_each(|bit| {

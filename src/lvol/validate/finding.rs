@@ -230,7 +230,10 @@ pub enum Finding {
     },
     /// A metadata page that is neither intact nor erased and that no blob refers to. It may be a
     /// page that was being written, or the root of a lost volume.
-    #[error("metadata page {page} is damaged")]
+    #[error(
+        "metadata page {page} is damaged, and nobody's: it was being written when the power \
+             failed, or it is what is left of a lost volume"
+    )]
     DamagedPage {
         /// Which.
         page: PageIndex,

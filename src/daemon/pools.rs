@@ -365,6 +365,12 @@ async fn prepare(
             Ok(true)
         }
         Contents::Blank => bail!("the device is blank; set `create = true` to format it"),
+        Contents::Remains => bail!(
+            "the device holds {}; it is not touched. If the super block was lost, `lvolfs check` \
+             with --cluster-size and --block-size finds the store. If the store was destroyed, \
+             erase the device's first 128 KiB, or use `lvolfs pool create`",
+            Contents::Remains
+        ),
         other => bail!(
             "the device holds {other}; it is not touched. Name another device, or erase its \
              first 128 KiB if nothing on it is needed"

@@ -55,7 +55,8 @@ impl<D: BlockDevice> Store<D> {
         Ok(Contents::identify(&io.read_region(ByteOffset(0), length).await?))
     }
 
-    /// Makes a pool on a blank device. In order: the metadata region and the bitmaps are zeroed,
+    /// Makes a pool on a blank device, or where one was destroyed ([`Contents::Remains`]: who asks
+    /// knows that nothing of it is needed). In order: the metadata region and the bitmaps are zeroed,
     /// the store's own blob and the bitmaps are written. FLUSH. The super block is written without
     /// its last sector. FLUSH. It is written. FLUSH. So a crash leaves a device that is still
     /// blank, or a pool: each write changes one sector, and opening ends the last one. The pool is
@@ -84,7 +85,7 @@ impl<D: BlockDevice> Store<D> {
     ) -> Result<(), Error> {
         let name = VolumeName::new(&options.name)?;
         match Self::identify(device, arena).await? {
-            Contents::Blank => {}
+            Contents::Blank | Contents::Remains => {}
             other => return Err(Error::NotBlank(other)),
         }
         let mut medium = medium(device.geometry());

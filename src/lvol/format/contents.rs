@@ -1,8 +1,9 @@
 //! What lies on a device, told from its first bytes: so that nothing is formatted that is not
 //! blank, and the refusal names what was found.
 
-use super::CHECKSUM_OFFSET;
+use super::page::Page;
 use super::super_block::{LVOLSTORE, blobstore_kind};
+use super::{CHECKSUM_OFFSET, STRUCTURE_SIZE, root_page};
 
 /// How many bytes from the start of a device [`Contents::identify`] wants to see.
 pub const IDENTIFY_BYTES: usize = 128 << 10;
@@ -10,10 +11,12 @@ pub const IDENTIFY_BYTES: usize = 128 << 10;
 /// What the start of a device looks like.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Contents {
-    /// The first 4096 bytes are zero and no known signature follows. A destroyed lvolstore is
-    /// blank, too: SPDK destroys one by zeroing those bytes. So is one whose destruction was
-    /// interrupted, of whose super block the checksum in the last four bytes may be left.
+    /// The first 4096 bytes are zero, and nothing that is known follows.
     Blank,
+    /// Metadata of an lvolstore whose super block is zero. It was destroyed: SPDK zeroes no more
+    /// than those 4096 bytes, and one of our own whose destruction was interrupted may also have
+    /// the checksum in the last four of them. Or its super block is lost, and a check can find it.
+    Remains,
     /// An lvolstore; whether it is intact is for `SuperBlock::parse` to say.
     Lvolstore,
     /// A blobstore of another kind; the text is its kind.
@@ -41,7 +44,16 @@ impl Contents {
             return Self::Known(name);
         }
         let checked = &first[..first.len().min(CHECKSUM_OFFSET)];
-        if checked.iter().all(|byte| *byte == 0) { Self::Blank } else { Self::Unknown }
+        if checked.iter().any(|byte| *byte != 0) {
+            return Self::Unknown;
+        }
+        // No other bytes have such a checksum.
+        let pages = first.as_chunks::<STRUCTURE_SIZE>().0.iter().skip(1);
+        let metadata = pages.filter_map(|page| Page::parse(page).ok());
+        match metadata.map(|page| page.blob()).find(|blob| root_page(*blob).is_some()) {
+            Some(_) => Self::Remains,
+            None => Self::Blank,
+        }
     }
 }
 
@@ -50,6 +62,7 @@ impl std::fmt::Display for Contents {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Blank => f.write_str("nothing"),
+            Self::Remains => f.write_str("metadata of an lvolstore, but no super block"),
             Self::Lvolstore => f.write_str("an lvolstore"),
             Self::OtherBlobstore(kind) => write!(f, "an SPDK blobstore of kind \"{kind}\""),
             Self::Known(name) => f.write_str(name),
@@ -92,7 +105,9 @@ const SIGNATURES: &[(&str, usize, &[u8])] = &[
 
 #[cfg(test)]
 mod tests {
+    use super::super::{blob_id, checksum};
     use super::*;
+    use crate::units::PageIndex;
 
     fn device(offset: usize, bytes: &[u8]) -> Vec<u8> {
         let mut device = vec![0; IDENTIFY_BYTES];
@@ -122,6 +137,20 @@ mod tests {
         assert_eq!(Contents::identify(&device(4091, b"x")), Contents::Unknown);
         assert_eq!(Contents::identify(&device(4092, b"crc")), Contents::Blank);
         assert_eq!(Contents::identify(&[]), Contents::Blank);
+    }
+
+    #[test]
+    fn metadata_without_a_super_block_is_not_blank() {
+        let mut page = [0; STRUCTURE_SIZE];
+        page[..8].copy_from_slice(&blob_id(PageIndex(0)).0.to_le_bytes());
+        let crc = checksum(&page);
+        page[CHECKSUM_OFFSET..].copy_from_slice(&crc.to_le_bytes());
+        let mut disk = device(16 << 10, &page);
+        assert_eq!(Contents::identify(&disk), Contents::Remains);
+        disk[CHECKSUM_OFFSET] = 1;
+        assert_eq!(Contents::identify(&disk), Contents::Remains);
+        disk[17 << 10] ^= 1;
+        assert_eq!(Contents::identify(&disk), Contents::Blank);
     }
 
     #[test]

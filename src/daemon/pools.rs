@@ -466,6 +466,25 @@ fn create_if_missing(volume: &config::Volume, site: &Remote<Site>) -> anyhow::Re
         if directory.find_volume(pool.key(), name).is_some() {
             return Ok(false);
         }
+        let quarantined = |owner: Rc<PoolOwner>| async move {
+            let found = owner.store().quarantined().into_iter();
+            found.map(|found| found.name).collect::<Vec<_>>()
+        };
+        let quarantined = pool.owner().call(&site.reactor, quarantined).await?;
+        if let Some(other) =
+            quarantined.iter().find(|other| other.as_deref().is_none_or(|n| n == name))
+        {
+            let volume = &wanted.name;
+            match other {
+                Some(_) => tracing::error!(%volume, "in quarantine: not made anew"),
+                None => tracing::error!(
+                    %volume,
+                    "not there, and there is a volume in quarantine whose name is lost: not made, \
+                     for it may be that one; lvolfs check tells more"
+                ),
+            }
+            return Ok(false);
+        }
         let new = NewVolume {
             name: name.to_owned(),
             size: wanted.size,

@@ -399,7 +399,11 @@ impl<D: BlockDevice> Store<D> {
 
     pub(super) fn free_name(&self, name: &str) -> Result<VolumeName, Error> {
         let valid = VolumeName::new(name)?;
-        if self.state.borrow().names.contains_key(&valid) {
+        let state = self.state.borrow();
+        // One in quarantine may come back.
+        let mut quarantined = state.quarantined.iter();
+        let is_kept = quarantined.any(|found| found.name.as_deref() == Some(name));
+        if is_kept || state.names.contains_key(&valid) {
             return Err(Error::Exists { name: name.to_owned() });
         }
         Ok(valid)

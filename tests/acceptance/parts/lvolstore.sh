@@ -211,15 +211,18 @@ lvolstore_check_after_dd() {
         conv=notrunc status=none
     expect_exit 6 "$lvolfs" check $image
     expect_exit 6 "$lvolfs" check $image --repair --save-to root.undo
-    sed -i '/^\[\[volume\]\]/,$d' config.toml
+    # The configuration declares it; it is not made anew.
     daemon_start
     cmp -n $((8 << 20)) data $pool/other
     cli status | grep -q quarantined || fail "status does not name the damaged volume"
+    [[ ! -e $demo ]] || fail "an empty volume has taken the damaged one's name"
+    daemon_said 'whose name is lost: not made'
     local held
     held=$(cli --json pool show pool0 | jq .free_clusters)
     daemon_stop
 
     # Given up, it is gone, and its space is free.
+    sed -i '/^\[\[volume\]\]/,$d' config.toml
     expect_exit 0 "$lvolfs" check $image --repair --save-to given-up.undo --give-up "$root"
     daemon_start
     cmp -n $((8 << 20)) data $pool/other

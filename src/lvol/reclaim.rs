@@ -40,6 +40,12 @@ impl Reclaims {
         self.clusters.get()
     }
 
+    fn wake(&self) {
+        for waiting in self.waiting.take() {
+            let _told = waiting.send(());
+        }
+    }
+
     /// Waits until some of what is under way is done; false if nothing is under way.
     pub(super) async fn settle_once(&self) -> bool {
         if !self.served.get() {
@@ -50,6 +56,16 @@ impl Reclaims {
         // The server's task runs to its end; if its reactor ended, nobody polls this either.
         let _done = waiting.await;
         true
+    }
+}
+
+/// Nobody waits for a server that has ended, however it did.
+struct Ending<'r>(&'r Reclaims);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.served.set(false);
+        self.0.wake();
     }
 }
 
@@ -77,28 +93,19 @@ impl<D: BlockDevice> Store<D> {
     }
 
     async fn serve_reclaims(&self) {
+        let _whatever_ends_it = Ending(&self.reclaims);
         loop {
             let surplus = self.reclaims.next.take();
             let Surplus { pages, roots, clusters } = &surplus;
             if pages.is_empty() && roots.is_empty() && clusters.is_empty() {
-                self.reclaims.served.set(false);
-                self.wake_settling();
                 return;
             }
             // An error has poisoned the pool: what is left over stays so until it is reopened.
             if self.reclaim_round(surplus).await.is_err() {
                 self.reclaims.clusters.set(0);
-                self.reclaims.served.set(false);
-                self.wake_settling();
                 return;
             }
-            self.wake_settling();
-        }
-    }
-
-    fn wake_settling(&self) {
-        for waiting in self.reclaims.waiting.take() {
-            let _told = waiting.send(());
+            self.reclaims.wake();
         }
     }
 

@@ -12,7 +12,11 @@
 //! * A blob that is damaged, or whose parent is, goes to quarantine with its reason. What it is
 //!   known to use stays reserved. The others are served.
 //! * A cluster or page with two owners makes both read-only, unless one is the other's parent:
-//!   then the child has not finished taking it over, and sees it as its parent's.
+//!   then the child has not finished taking it over, and sees it as its parent's. A blob in
+//!   quarantine is an owner, too.
+//! * A snapshot that was never finished, or is half deleted, is erased with what it alone has. If
+//!   the volume that it was made of cannot be served, or something is a clone of it, it goes to
+//!   quarantine instead: what is missing may be its.
 //!
 //! Nothing is written, but pages that a power cut tore and the journal has whole: that comes first
 //! (`replay.rs`). Memory is bounded by what the region holds: valid pages are kept up to
@@ -29,7 +33,7 @@ use std::sync::Arc;
 use futures_util::stream::{self, StreamExt};
 
 use crate::block::{BlockDevice, BlockError};
-use crate::units::{BlobId, ByteOffset, ClusterIndex, PageIndex};
+use crate::units::{BlobId, ByteOffset, ClusterCount, ClusterIndex, PageIndex};
 
 use super::allocator::Allocator;
 use super::error::{Damage, Error};
@@ -266,6 +270,8 @@ struct Loaded {
     allocator: Allocator,
     blobs: BTreeMap<BlobId, LoadedBlob>,
     quarantined: Vec<Quarantined>,
+    /// What those in quarantine have, as far as it is known.
+    held: Vec<Held>,
     recovery: Recovery,
 }
 
@@ -274,13 +280,23 @@ struct LoadedBlob {
     map: ClusterMap,
 }
 
+/// Consecutive clusters of the device.
+type ClusterRun = (ClusterIndex, ClusterCount);
+
+/// What a blob in quarantine is known to have.
+struct Held {
+    id: BlobId,
+    pages: Vec<PageIndex>,
+    clusters: Vec<ClusterRun>,
+}
+
 /// What one root led to.
 struct Found {
     id: BlobId,
     /// Metadata pages that it uses, as far as they are known.
     pages: Vec<PageIndex>,
     /// Clusters that a damaged blob is known to use.
-    clusters: Vec<ClusterIndex>,
+    clusters: Vec<ClusterRun>,
     name: Option<String>,
     external_parent: Option<ExternalName>,
     result: Result<LoadedBlob, Damage>,
@@ -343,7 +359,7 @@ impl<'a, D: BlockDevice> Pages<'a, D> {
         found.result = self.load_parts(root, &mut found, &mut extents).await;
         if found.result.is_err() && found.clusters.is_empty() {
             let in_place = extents.iter().filter(|(slot, extent)| is_in_place(**slot, extent));
-            found.clusters.extend(in_place.flat_map(|(_, extent)| extent.clusters()));
+            found.clusters.extend(in_place.flat_map(|(_, extent)| runs_of_page(extent)));
         }
         found
     }
@@ -387,7 +403,7 @@ impl<'a, D: BlockDevice> Pages<'a, D> {
         spend(&self.clusters_left, map.allocated())?;
         let clusters = map.clusters().0;
         if clusters > VOLUME_CLUSTERS_LIMIT {
-            found.clusters = map.device_clusters().collect();
+            found.clusters = runs_of_map(&map).collect();
             return Err(Damage::TooLarge { clusters });
         }
         Ok(LoadedBlob { blob, map })
@@ -478,7 +494,7 @@ async fn load_scanned<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout, scan:
         for page in extents.get(&found.id).into_iter().flatten() {
             if let Ok(extent) = pages.get_extent(*page).await {
                 found.pages.push(*page);
-                found.clusters.extend(extent.clusters());
+                found.clusters.extend(runs_of_page(&extent));
             }
         }
     }
@@ -494,6 +510,7 @@ impl Loaded {
             allocator: Allocator::new(layout),
             blobs: BTreeMap::new(),
             quarantined: Vec::new(),
+            held: Vec::new(),
             recovery: Recovery { blobs: found.len() as u32, ..recovery },
         };
         for Found { id, pages, clusters, name, external_parent, result } in found {
@@ -502,47 +519,51 @@ impl Loaded {
                     loaded.blobs.insert(id, blob);
                 }
                 Err(damage) => {
-                    loaded.claim(pages.into_iter(), clusters.into_iter());
-                    loaded.quarantine(Quarantined { id, name, damage, external_parent });
+                    let found = Quarantined { id, name, damage, external_parent };
+                    loaded.quarantine(found, pages, clusters);
                 }
             }
         }
         loaded
     }
 
-    fn claim(
-        &mut self,
-        pages: impl Iterator<Item = PageIndex>,
-        clusters: impl Iterator<Item = ClusterIndex>,
-    ) {
+    fn claim(&mut self, pages: &[PageIndex], clusters: impl Iterator<Item = ClusterRun>) {
         for page in pages {
-            self.allocator.claim_page(page);
+            self.allocator.claim_page(*page);
         }
-        for cluster in clusters {
-            self.allocator.claim_cluster(cluster);
+        for (first, count) in clusters {
+            self.allocator.claim_clusters(first, count);
         }
     }
 
     fn claim_blob(&mut self, blob: &Blob, map: &ClusterMap) {
-        self.claim(pages_of(blob).into_iter(), std::iter::empty());
-        for run in map.runs() {
-            self.allocator.claim_clusters(run.device, run.count);
-        }
+        self.claim(&pages_of(blob), runs_of_map(map));
     }
 
-    fn quarantine(&mut self, found: Quarantined) {
+    /// What is not served keeps what it is known to have.
+    fn quarantine(&mut self, found: Quarantined, pages: Vec<PageIndex>, clusters: Vec<ClusterRun>) {
         tracing::error!(blob = found.id.0, found.name, %found.damage, "volume quarantined");
+        self.claim(&pages, clusters.iter().copied());
+        self.held.push(Held { id: found.id, pages, clusters });
         self.quarantined.push(found);
     }
 
     fn quarantine_loaded(&mut self, id: BlobId, damage: Damage) {
         if let Some(LoadedBlob { blob, map }) = self.blobs.remove(&id) {
-            self.claim_blob(&blob, &map);
             let name = lvolstore::name(&blob.xattrs).ok().map(|name| name.to_string());
             let external_parent = blob.external_parent().map(external_name);
-            self.quarantine(Quarantined { id, name, damage, external_parent });
+            let found = Quarantined { id, name, damage, external_parent };
+            self.quarantine(found, pages_of(&blob), runs_of_map(&map).collect());
         }
     }
+}
+
+fn runs_of_map(map: &ClusterMap) -> impl Iterator<Item = ClusterRun> + '_ {
+    map.runs().iter().map(|run| (run.device, run.count))
+}
+
+fn runs_of_page(extent: &ExtentRuns) -> impl Iterator<Item = ClusterRun> + '_ {
+    extent.runs.iter().map(|run| (run.device, ClusterCount(run.count.into())))
 }
 
 /// The metadata pages of a blob.

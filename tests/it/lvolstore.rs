@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod damaged;
 mod exhaustive;
 mod external;
 mod external_volume;

@@ -1,7 +1,8 @@
 //! From loaded blobs to volumes: interrupted snapshot operations, names, parents, owners.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::units::{BlobId, ClusterCount, ClusterIndex, PageIndex, VolumeCluster};
@@ -11,10 +12,9 @@ use super::super::format::{
     BitSet, ClusterMap, Layout, MappedRun, Mapping, MaskKind, SuperBlock, VolumeName, lvolstore,
 };
 use super::super::journal::find_journal;
-use super::super::store::Quarantined;
 use super::super::volume::Volume;
 use super::super::volume_map::{Fate, Place, PlacedRun, VolumeMap};
-use super::{Loaded, LoadedBlob, Recovered, pages_of};
+use super::{Held, Loaded, LoadedBlob, Recovered, pages_of};
 
 /// From loaded blobs to volumes: interrupted snapshot operations, names, parents, owners.
 pub(super) fn relate(
@@ -23,16 +23,15 @@ pub(super) fn relate(
     own_blob: BlobId,
     fate: &Arc<Fate>,
 ) -> Result<Recovered, Error> {
-    let interrupted = finish_interrupted(&mut loaded);
+    let mut interrupted = finish_interrupted(&mut loaded);
     if !loaded.blobs.contains_key(&own_blob) {
-        let damaged = loaded.quarantined.iter().find(|quarantined| quarantined.id == own_blob);
-        let damage = damaged.map_or(Damage::Missing, |quarantined| quarantined.damage.clone());
-        return Err(Error::SuperBlob(damage));
+        return Err(own_blob_is_damaged(&loaded, own_blob));
     }
     let names = take_names(&mut loaded, own_blob)?;
     let order = parents_first(&mut loaded);
+    keep_with_partners(&mut loaded, &mut interrupted);
     let mut volumes: BTreeMap<BlobId, Volume> = BTreeMap::new();
-    let mut owners = Owners::new(&loaded.layout);
+    let mut owners = Owners::new(&loaded.layout, std::mem::take(&mut loaded.held));
     for id in order {
         let (Some(LoadedBlob { blob, map }), Some(name)) =
             (loaded.blobs.remove(&id), names.get(&id))
@@ -45,15 +44,23 @@ pub(super) fn relate(
         let clusters = map.clusters();
         shared.show_parent(parent.map(|parent| &*parent.map), clusters.0);
         let mut volume = Volume::new(blob, shared, name.clone(), clusters);
-        volume.root_dirty = interrupted.kept.contains(&id);
+        volume.root_dirty = interrupted.kept.contains_key(&id);
         owners.own(&mut volume, &map, &mut volumes);
         volume.map.set_clusters(clusters);
         volumes.insert(id, volume);
     }
-    for (id, discarded) in interrupted.discarded {
+    // Of what has two owners, nothing is written: not even what an interruption left to be done.
+    for volume in volumes.values_mut().filter(|volume| volume.shares().is_some()) {
+        volume.dirty.clear();
+        volume.root_dirty = false;
+    }
+    for (id, Discarded { found, name, .. }) in interrupted.discarded {
+        loaded.claim_blob(&found.blob, &found.map);
         let shared = Arc::new(VolumeMap::new(id, &loaded.layout, fate));
-        let volume = owners.leftovers(&mut loaded, discarded, shared);
-        volumes.extend(volume.map(|volume| (id, volume)));
+        volumes.insert(id, owners.leftovers(found, name, shared));
+    }
+    if !volumes.contains_key(&own_blob) {
+        return Err(own_blob_is_damaged(&loaded, own_blob));
     }
     let Loaded { layout, allocator, quarantined, recovery, .. } = loaded;
     let journal = find_journal(&layout, volumes.values());
@@ -63,40 +70,109 @@ pub(super) fn relate(
     Ok(Recovered { super_block, allocator, volumes, own_blob, journal, quarantined, recovery })
 }
 
+fn own_blob_is_damaged(loaded: &Loaded, own_blob: BlobId) -> Error {
+    let damaged = loaded.quarantined.iter().find(|quarantined| quarantined.id == own_blob);
+    let damage = damaged.map_or(Damage::Missing, |quarantined| quarantined.damage.clone());
+    Error::SuperBlob(damage)
+}
+
 /// Snapshots whose making or deletion was interrupted.
 #[derive(Default)]
 struct Interrupted {
-    kept: BTreeSet<BlobId>,
-    discarded: BTreeMap<BlobId, LoadedBlob>,
+    /// Those that stay, and the volume that is the clone of each.
+    kept: BTreeMap<BlobId, BlobId>,
+    discarded: BTreeMap<BlobId, Discarded>,
+}
+
+/// A snapshot that goes.
+struct Discarded {
+    found: LoadedBlob,
+    name: VolumeName,
+    /// The volume that it was made of, or has been merged into.
+    other: BlobId,
 }
 
 /// Applies the rule for interrupted snapshot operations, as SPDK does at load: a blob that was
 /// being made a snapshot, or deleted as one, stays if its other volume is already (or still) its
-/// clone, and goes otherwise. What goes shares its clusters with the other one.
+/// clone, and goes otherwise. What goes shares its clusters with the other one. One without a name
+/// was not made by an lvolstore, and one that has a clone is needed: they go to quarantine.
 fn finish_interrupted(loaded: &mut Loaded) -> Interrupted {
     let mut result = Interrupted::default();
     let interrupted = loaded.blobs.values().filter_map(|found| {
         let other = found.blob.deleting_for().or(found.blob.snapshot_of())?;
         Some((found.blob.id, other))
     });
-    for (id, other) in interrupted.collect::<Vec<_>>() {
+    let interrupted: Vec<_> = interrupted.collect();
+    if interrupted.is_empty() {
+        return result;
+    }
+    let parents: HashSet<_> =
+        loaded.blobs.values().filter_map(|found| found.blob.parent()).collect();
+    for (id, other) in interrupted {
         let Some(parent) = loaded.blobs.get(&other).map(|other| other.blob.parent()) else {
             loaded.quarantine_loaded(id, Damage::Interrupted { other });
             continue;
         };
+        let Some(found) = loaded.blobs.get_mut(&id) else { continue };
         if parent == Some(id) {
-            if let Some(found) = loaded.blobs.get_mut(&id) {
-                found.blob.set_deleting_for(None);
-                found.blob.set_snapshot_of(None);
-                found.blob.flags.read_only = true;
-                result.kept.insert(id);
+            found.blob.set_deleting_for(None);
+            found.blob.set_snapshot_of(None);
+            found.blob.flags.read_only = true;
+            result.kept.insert(id, other);
+            continue;
+        }
+        match lvolstore::name(&found.blob.xattrs) {
+            Err(error) => loaded.quarantine_loaded(id, error.into()),
+            Ok(_) if parents.contains(&id) => {
+                loaded.quarantine_loaded(id, Damage::Interrupted { other });
             }
-        } else if let Some(found) = loaded.blobs.remove(&id) {
-            tracing::warn!(blob = id.0, other = other.0, "removing an unfinished snapshot");
-            result.discarded.insert(id, found);
+            Ok(name) => {
+                let found = loaded.blobs.remove(&id);
+                let discarded = found.map(|found| (id, Discarded { found, name, other }));
+                result.discarded.extend(discarded);
+            }
         }
     }
     result
+}
+
+/// Interrupted snapshots whose other volume went to quarantine follow it, and the clones of those:
+/// without the other one, nobody can tell what is whose.
+fn keep_with_partners(loaded: &mut Loaded, interrupted: &mut Interrupted) {
+    let kept = interrupted.kept.iter();
+    let kept = kept.filter(|(_, other)| !loaded.blobs.contains_key(other));
+    let mut lost: Vec<_> =
+        kept.map(|(id, other)| (*id, Damage::Interrupted { other: *other })).collect();
+    if !lost.is_empty() {
+        let mut children: HashMap<BlobId, Vec<BlobId>> = HashMap::new();
+        for (id, found) in &loaded.blobs {
+            if let Some(parent) = found.blob.parent() {
+                children.entry(parent).or_default().push(*id);
+            }
+        }
+        let mut partners: HashMap<BlobId, Vec<BlobId>> = HashMap::new();
+        for (id, other) in &interrupted.kept {
+            partners.entry(*other).or_default().push(*id);
+        }
+        while let Some((id, damage)) = lost.pop() {
+            loaded.quarantine_loaded(id, damage);
+            let clones = children.remove(&id).into_iter().flatten();
+            lost.extend(clones.map(|clone| (clone, Damage::Parent { parent: id })));
+            let kept = partners.remove(&id).into_iter().flatten();
+            lost.extend(kept.map(|kept| (kept, Damage::Interrupted { other: id })));
+        }
+    }
+    let discarded = std::mem::take(&mut interrupted.discarded);
+    for (id, discarded) in discarded {
+        let other = discarded.other;
+        if !loaded.blobs.contains_key(&other) {
+            loaded.blobs.insert(id, discarded.found);
+            loaded.quarantine_loaded(id, Damage::Interrupted { other });
+        } else {
+            tracing::warn!(blob = id.0, other = other.0, "removing an unfinished snapshot");
+            interrupted.discarded.insert(id, discarded);
+        }
+    }
 }
 
 /// The name of each blob; those without, and second ones of a name, go to quarantine.
@@ -157,12 +233,21 @@ struct Owners {
     /// Whose they are: asked only when one has two, and made when the first one has.
     by_cluster: Option<HashMap<ClusterIndex, BlobId>>,
     pages: HashMap<PageIndex, BlobId>,
+    /// What blobs in quarantine own.
+    held: Vec<Held>,
 }
 
 impl Owners {
-    fn new(layout: &Layout) -> Self {
-        let clusters = BitSet::new(layout.mask_bits(MaskKind::UsedClusters));
-        Self { clusters, by_cluster: None, pages: HashMap::new() }
+    fn new(layout: &Layout, held: Vec<Held>) -> Self {
+        let mut clusters = BitSet::new(layout.mask_bits(MaskKind::UsedClusters));
+        let mut pages = HashMap::new();
+        for held in &held {
+            pages.extend(held.pages.iter().map(|page| (*page, held.id)));
+            for (first, count) in &held.clusters {
+                clusters.insert_run(first.0, count.0);
+            }
+        }
+        Self { clusters, by_cluster: None, pages, held }
     }
 
     /// Puts a volume's own places into its map, and finds what another volume owns, too.
@@ -215,43 +300,30 @@ impl Owners {
         let by_cluster = self.by_cluster.get_or_insert_with(|| {
             let earlier = earlier.iter().flat_map(|run| clusters_of(run.device, run.count));
             let earlier = earlier.map(|cluster| (cluster, id));
-            others.values().flat_map(own_of).chain(earlier).collect()
+            let held = self.held.iter().flat_map(held_of);
+            held.chain(others.values().flat_map(own_of)).chain(earlier).collect()
         });
         let owned = clusters_of(run.device, run.count);
         owned.filter_map(|cluster| Some((cluster, by_cluster.insert(cluster, id)?))).collect()
     }
 
-    /// An unfinished snapshot as a volume to be deleted by the next commit, with what it shares
-    /// with nobody. One without a name was not made by an lvolstore, and stays.
-    fn leftovers(
-        &self,
-        loaded: &mut Loaded,
-        found: LoadedBlob,
-        map: Arc<VolumeMap>,
-    ) -> Option<Volume> {
+    /// An unfinished snapshot as a volume to be deleted by the next commit, with what nobody else
+    /// has, another unfinished one included: it is given back once.
+    fn leftovers(&mut self, found: LoadedBlob, name: VolumeName, map: Arc<VolumeMap>) -> Volume {
         let LoadedBlob { mut blob, map: clusters } = found;
-        loaded.claim_blob(&blob, &clusters);
-        let id = blob.id;
-        let name = match lvolstore::name(&blob.xattrs) {
-            Ok(name) => name,
-            Err(error) => {
-                let (damage, external_parent) = (error.into(), None);
-                loaded.quarantine(Quarantined { id, name: None, damage, external_parent });
-                return None;
-            }
-        };
         if let Mapping::Table(table) = &mut blob.mapping {
             for (slot, page) in table.iter().collect::<Vec<_>>() {
-                if self.pages.contains_key(&page) {
-                    table.clear(slot);
+                match self.pages.entry(page) {
+                    Entry::Occupied(_) => drop(table.clear(slot)),
+                    Entry::Vacant(vacant) => drop(vacant.insert(blob.id)),
                 }
             }
         }
         let mut volume = Volume::new(blob, map, name, ClusterCount(0));
         let unshared = clusters.device_clusters();
-        volume.dropped = unshared.filter(|cluster| !self.clusters.contains(cluster.0)).collect();
+        volume.dropped = unshared.filter(|cluster| self.clusters.insert(cluster.0)).collect();
         volume.delete();
-        Some(volume)
+        volume
     }
 }
 
@@ -290,6 +362,12 @@ fn own_of(volume: &Volume) -> impl Iterator<Item = (ClusterIndex, BlobId)> + '_ 
     })
     .flatten()
     .map(move |cluster| (cluster, id))
+}
+
+/// The clusters that a blob in quarantine has, and the blob.
+fn held_of(held: &Held) -> impl Iterator<Item = (ClusterIndex, BlobId)> + '_ {
+    let runs = held.clusters.iter().flat_map(|(first, count)| clusters_of(*first, *count));
+    runs.map(|cluster| (cluster, held.id))
 }
 
 fn clusters_of(first: ClusterIndex, count: ClusterCount) -> impl Iterator<Item = ClusterIndex> {

@@ -59,64 +59,64 @@ impl ImageWrite for Recorder<'_> {
 }
 
 /// A golden image and what is known of it.
-struct Scene {
-    golden: Golden,
-    image: Image,
-    layout: Layout,
+pub(super) struct Scene {
+    pub(super) golden: Golden,
+    pub(super) image: Image,
+    pub(super) layout: Layout,
 }
 
 impl Scene {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let golden = Golden::open(name);
         let layout = validate(&golden.bytes.as_slice(), golden.block_size).unwrap().layout;
         let image = Image::new(golden.bytes.clone());
         Self { golden, image, layout }
     }
 
-    fn report(&self) -> Report {
+    pub(super) fn report(&self) -> Report {
         validate(&self.image, BlockSize::B512).unwrap()
     }
 
-    fn place(&self, page: PageIndex) -> u64 {
+    pub(super) fn place(&self, page: PageIndex) -> u64 {
         self.layout.page_offset(page).unwrap().0
     }
 
-    fn page(&self, page: PageIndex) -> PageBytes {
+    pub(super) fn page(&self, page: PageIndex) -> PageBytes {
         let mut bytes = [0; PAGE];
         self.image.read_at(self.place(page), &mut bytes).unwrap();
         bytes
     }
 
-    fn put(&self, page: PageIndex, bytes: &[u8]) {
+    pub(super) fn put(&self, page: PageIndex, bytes: &[u8]) {
         self.image.write_at(self.place(page), bytes).unwrap();
     }
 
-    fn blob(&self, id: BlobId) -> Blob {
+    pub(super) fn blob(&self, id: BlobId) -> Blob {
         let root = root_page(id).unwrap();
         let reader = BlobReader::start(&self.layout, root, &self.page(root)).unwrap();
         assert_eq!(reader.next_page(), None, "the blobs of these images have one page");
         reader.finish().unwrap().blob
     }
 
-    fn put_blob(&self, blob: &Blob) {
+    pub(super) fn put_blob(&self, blob: &Blob) {
         let pages = blob.encode().unwrap();
         self.put(root_page(blob.id).unwrap(), &pages[0]);
     }
 
-    fn id(&self, name: &str) -> BlobId {
+    pub(super) fn id(&self, name: &str) -> BlobId {
         self.report().volume(name).unwrap().blob
     }
 
-    fn mask(&self, kind: MaskKind) -> u64 {
+    pub(super) fn mask(&self, kind: MaskKind) -> u64 {
         self.layout.region_bytes(self.layout.mask_region(kind).unwrap()).0.0
     }
 
     /// The last metadata page: nobody uses it.
-    fn spare(&self) -> PageIndex {
+    pub(super) fn spare(&self) -> PageIndex {
         PageIndex(self.layout.metadata_pages() - 1)
     }
 
-    fn change(&self, offset: u64, change: impl FnOnce(&mut u8)) {
+    pub(super) fn change(&self, offset: u64, change: impl FnOnce(&mut u8)) {
         let mut byte = [0];
         self.image.read_at(offset, &mut byte).unwrap();
         change(&mut byte[0]);
@@ -124,7 +124,7 @@ impl Scene {
     }
 
     /// A snapshot as its making leaves it: with the map of the volume it is made of.
-    fn unfinished_snapshot(&self, of: &str) -> Blob {
+    pub(super) fn unfinished_snapshot(&self, of: &str) -> Blob {
         let volume = self.blob(self.id(of));
         let name = VolumeName::new("unfinished").unwrap();
         let uuid = uuid::Uuid::from_u128(99);
@@ -139,7 +139,7 @@ impl Scene {
     }
 
     /// As [`Scene::unfinished_snapshot`], with the volume already a clone of it.
-    fn nearly_finished_snapshot(&self, of: &str) {
+    pub(super) fn nearly_finished_snapshot(&self, of: &str) {
         let snapshot = self.unfinished_snapshot(of);
         let mut volume = self.blob(self.id(of));
         let clusters = volume.mapping.clusters();
@@ -177,7 +177,7 @@ impl Scene {
     }
 
     /// Everything that the manifest lists is there, with its content.
-    fn assert_contents(&self, image: &Image, what: &str) {
+    pub(super) fn assert_contents(&self, image: &Image, what: &str) {
         let report = validate(image, BlockSize::B512).unwrap();
         for (name, lvol) in self.golden.lvols().into_iter().filter(|(_, lvol)| !lvol.is_esnap_clone)
         {

@@ -422,7 +422,7 @@ fn report(store: &Rc<Store>, formatted: bool) {
             volume = quarantined.name.as_deref().unwrap_or("?"),
             blob = format!("{:#x}", quarantined.id.get()),
             damage = %quarantined.damage,
-            "volume in quarantine: it is not served, and its clusters stay reserved"
+            "volume in quarantine: it is not served; what is known of its clusters stays reserved"
         );
     }
     if let StoreState::Poisoned(error) = info.state {

@@ -17,6 +17,8 @@
 //! * A snapshot that was never finished, or is half deleted, is erased with what it alone has. If
 //!   the volume that it was made of cannot be served, or something is a clone of it, it goes to
 //!   quarantine instead: what is missing may be its.
+//! * If the mapping of a damaged blob is not wholly known, whatever may be part of it stays reserved
+//!   as well (`stray.rs`).
 //!
 //! Nothing is written, but pages that a power cut tore and the journal has whole: that comes first
 //! (`replay.rs`). Memory is bounded by what the region holds: valid pages are kept up to
@@ -24,6 +26,7 @@
 
 mod relate;
 mod replay;
+mod stray;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -49,6 +52,7 @@ use super::store::Quarantined;
 use super::volume::Volume;
 use super::volume_map::{Fate, STORE_CLUSTERS_LIMIT, VOLUME_CLUSTERS_LIMIT};
 use relate::relate;
+use stray::Stray;
 
 /// Valid metadata pages kept in memory while the region is scanned: 256 MiB.
 const CACHE_PAGES: usize = 65536;
@@ -153,8 +157,8 @@ struct Scan {
     unreadable: Vec<(PageIndex, BlockError)>,
     /// Roots that say they are a journal's.
     journals: Vec<PageIndex>,
-    /// Extent pages by the blob that wrote them.
-    extents: HashMap<BlobId, Vec<PageIndex>>,
+    /// Intact extent pages and chain pages, in use or not.
+    others: Vec<PageIndex>,
     cache: Cache,
     pages: u32,
     /// Of one read, the slots that are not blank.
@@ -170,7 +174,7 @@ async fn scan<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout) -> Result<Sca
         broken_roots: Vec::new(),
         unreadable: Vec::new(),
         journals: Vec::new(),
-        extents: HashMap::new(),
+        others: Vec::new(),
         cache: Cache::default(),
         pages,
         named: Vec::with_capacity(per_read),
@@ -241,7 +245,7 @@ impl Scan {
                 }
             }
             PageKind::Extent(extent) => {
-                self.extents.entry(extent.blob()).or_default().push(page);
+                self.others.push(page);
                 if !self.cache.is_full()
                     && let Ok(extent) = ExtentRuns::read(layout, extent)
                 {
@@ -249,7 +253,7 @@ impl Scan {
                     return;
                 }
             }
-            PageKind::Chain(_) => {}
+            PageKind::Chain(_) => self.others.push(page),
             PageKind::Misplaced(_) => return,
             PageKind::Invalid(problem) => {
                 if claims_root(page, bytes) && !is_torn_journal(layout, page, bytes) {
@@ -272,6 +276,8 @@ struct Loaded {
     quarantined: Vec<Quarantined>,
     /// What those in quarantine have, as far as it is known.
     held: Vec<Held>,
+    /// What else they may have.
+    stray: Stray,
     recovery: Recovery,
 }
 
@@ -466,7 +472,7 @@ async fn read_mask<D: BlockDevice>(
 
 /// Loads what a scan found.
 async fn load_scanned<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout, scan: Scan) -> Loaded {
-    let Scan { roots, broken_roots, unreadable, extents, cache, .. } = scan;
+    let Scan { roots, broken_roots, unreadable, others, cache, .. } = scan;
     let pages_scanned = scan.pages;
     let pages = Pages::new(io, layout, cache);
     let mut found = pages.load_all(roots.into_iter()).await;
@@ -489,16 +495,10 @@ async fn load_scanned<D: BlockDevice>(io: &MetadataIo<D>, layout: &Layout, scan:
         external_parent: None,
         result: Err(error.into()),
     }));
-    // What a broken blob wrote may still be its own, even if its table is lost.
-    for found in found.iter_mut().filter(|found| found.result.is_err()) {
-        for page in extents.get(&found.id).into_iter().flatten() {
-            if let Ok(extent) = pages.get_extent(*page).await {
-                found.pages.push(*page);
-                found.clusters.extend(runs_of_page(&extent));
-            }
-        }
-    }
-    Loaded::new(layout, found, Recovery { pages_scanned, ..Recovery::default() })
+    let stray = stray::of(&pages, &found, others).await;
+    let mut loaded = Loaded::new(layout, found, Recovery { pages_scanned, ..Recovery::default() });
+    loaded.keep(stray);
+    loaded
 }
 
 impl Loaded {
@@ -511,6 +511,7 @@ impl Loaded {
             blobs: BTreeMap::new(),
             quarantined: Vec::new(),
             held: Vec::new(),
+            stray: Stray::default(),
             recovery: Recovery { blobs: found.len() as u32, ..recovery },
         };
         for Found { id, pages, clusters, name, external_parent, result } in found {
@@ -538,6 +539,17 @@ impl Loaded {
 
     fn claim_blob(&mut self, blob: &Blob, map: &ClusterMap) {
         self.claim(&pages_of(blob), runs_of_map(map));
+    }
+
+    /// Claims what those in quarantine may have.
+    fn keep(&mut self, stray: Stray) {
+        for page in stray.pages.iter().chain(stray.used_pages.iter()) {
+            self.allocator.claim_page(PageIndex(page));
+        }
+        for cluster in stray.clusters.iter().chain(stray.used_clusters.iter()) {
+            self.allocator.claim_cluster(ClusterIndex(cluster));
+        }
+        self.stray = stray;
     }
 
     /// What is not served keeps what it is known to have.

@@ -1,7 +1,6 @@
 //! From loaded blobs to volumes: interrupted snapshot operations, names, parents, owners.
 
 use std::borrow::Cow;
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -14,6 +13,7 @@ use super::super::format::{
 use super::super::journal::find_journal;
 use super::super::volume::Volume;
 use super::super::volume_map::{Fate, Place, PlacedRun, VolumeMap};
+use super::stray::Stray;
 use super::{Held, Loaded, LoadedBlob, Recovered, pages_of};
 
 /// From loaded blobs to volumes: interrupted snapshot operations, names, parents, owners.
@@ -31,7 +31,8 @@ pub(super) fn relate(
     let order = parents_first(&mut loaded);
     keep_with_partners(&mut loaded, &mut interrupted);
     let mut volumes: BTreeMap<BlobId, Volume> = BTreeMap::new();
-    let mut owners = Owners::new(&loaded.layout, std::mem::take(&mut loaded.held));
+    let (held, stray) = (std::mem::take(&mut loaded.held), std::mem::take(&mut loaded.stray));
+    let mut owners = Owners::new(&loaded.layout, held, stray);
     for id in order {
         let (Some(LoadedBlob { blob, map }), Some(name)) =
             (loaded.blobs.remove(&id), names.get(&id))
@@ -235,10 +236,11 @@ struct Owners {
     pages: HashMap<PageIndex, BlobId>,
     /// What blobs in quarantine own.
     held: Vec<Held>,
+    stray: Stray,
 }
 
 impl Owners {
-    fn new(layout: &Layout, held: Vec<Held>) -> Self {
+    fn new(layout: &Layout, held: Vec<Held>, stray: Stray) -> Self {
         let mut clusters = BitSet::new(layout.mask_bits(MaskKind::UsedClusters));
         let mut pages = HashMap::new();
         for held in &held {
@@ -247,7 +249,7 @@ impl Owners {
                 clusters.insert_run(first.0, count.0);
             }
         }
-        Self { clusters, by_cluster: None, pages, held }
+        Self { clusters, by_cluster: None, pages, held, stray }
     }
 
     /// Puts a volume's own places into its map, and finds what another volume owns, too.
@@ -313,14 +315,16 @@ impl Owners {
         let LoadedBlob { mut blob, map: clusters } = found;
         if let Mapping::Table(table) = &mut blob.mapping {
             for (slot, page) in table.iter().collect::<Vec<_>>() {
-                match self.pages.entry(page) {
-                    Entry::Occupied(_) => drop(table.clear(slot)),
-                    Entry::Vacant(vacant) => drop(vacant.insert(blob.id)),
+                if self.stray.pages.contains(page.0) || self.pages.contains_key(&page) {
+                    table.clear(slot);
+                } else {
+                    self.pages.insert(page, blob.id);
                 }
             }
         }
         let mut volume = Volume::new(blob, map, name, ClusterCount(0));
         let unshared = clusters.device_clusters();
+        let unshared = unshared.filter(|cluster| !self.stray.clusters.contains(cluster.0));
         volume.dropped = unshared.filter(|cluster| self.clusters.insert(cluster.0)).collect();
         volume.delete();
         volume

@@ -14,7 +14,7 @@ use lvolfs::lvol::{Error, ReadOnlyReason};
 use lvolfs::sim::{SimChannel, SimDisk, SimOptions};
 use lvolfs::units::{BlobId, BlockSize, ClusterCount, ClusterIndex, PageIndex, VolumeCluster};
 
-use super::bench::{Bench, Pool};
+use super::bench::{Bench, CLUSTER, Pool};
 use super::check::Scene;
 use super::image::Image;
 
@@ -58,7 +58,7 @@ fn put_extents(scene: &Scene, owner: BlobId, page: PageIndex, clusters: &[Cluste
     scene.put(page, &extent.encode());
 }
 
-/// Tears a page: its end is not its own. What it was.
+/// Damages a page, so that its checksum is wrong; what it was.
 fn tear(scene: &Scene, page: PageIndex) -> PageBytes {
     let before = scene.page(page);
     scene.change(scene.place(page) + 100, |byte| *byte ^= 1);
@@ -68,6 +68,18 @@ fn tear(scene: &Scene, page: PageIndex) -> PageBytes {
 fn extent_page(scene: &Scene, name: &str) -> PageIndex {
     let Mapping::Table(table) = scene.blob(scene.id(name)).mapping else { panic!("no table") };
     table.get(TableSlot(0)).unwrap()
+}
+
+/// Takes all clusters that are free, and writes to them.
+async fn fill(pool: &Pool<SimChannel>) {
+    let free = u64::from(pool.store.info().free_clusters.0);
+    let volume = pool.thick("filler", free).await;
+    let blocks = CLUSTER / u64::from(volume.block_size().bytes());
+    for cluster in 0..free {
+        pool.write(&volume, cluster * blocks, blocks as usize, 0x5a).await.unwrap();
+    }
+    volume.flush().await.unwrap();
+    assert_eq!(pool.store.info().free_clusters, ClusterCount(0));
 }
 
 /// What two unfinished snapshots have, or one has more than once, is given back once.
@@ -116,14 +128,15 @@ fn an_unfinished_snapshot_follows_its_volume_into_quarantine() {
             unfinished.set_deleting_for(Some(clone));
         }
         scene.put_blob(&unfinished);
-        let root = root_page(parent).unwrap();
+        let (root, free) = (root_page(parent).unwrap(), scene.report().free_clusters);
         let before = tear(&scene, root);
         let disk = disk_of(&scene);
         bench.run(async {
             let pool = open(&bench, &disk).await;
             let lost = quarantined(&pool);
             assert!([clone, parent, unfinished.id].iter().all(|id| lost.contains(id)), "{lost:?}");
-            pool.thin("new", 1).await;
+            assert_eq!(pool.store.info().free_clusters, free);
+            fill(&pool).await;
             pool.store.close().await.unwrap();
         });
         let image = image_of(&disk);
@@ -191,5 +204,60 @@ fn an_owner_in_quarantine_is_an_owner() {
             pool.store.close().await.unwrap();
         });
         scene.assert_contents(&image_of(&disk), "with an orphan");
+    }
+}
+
+/// The volumes that are not served keep what they have, whichever page of one is torn, and whoever
+/// wrote it: snapshots have the pages of the volume they were made of.
+#[test]
+fn what_a_damaged_volume_has_is_not_handed_out() {
+    let bench = Bench::new();
+    for name in ["snap1", "snap2", "thick", "clone1"] {
+        let scene = Scene::new("c64k-b512-dirty");
+        let (lost, free) = (scene.id(name), scene.report().free_clusters);
+        let root = root_page(lost).unwrap();
+        let before = tear(&scene, root);
+        let disk = disk_of(&scene);
+        bench.run(async {
+            let pool = open(&bench, &disk).await;
+            assert!(quarantined(&pool).contains(&lost));
+            assert_eq!(pool.store.info().free_clusters, free, "{name}");
+            fill(&pool).await;
+            pool.store.close().await.unwrap();
+        });
+        let image = image_of(&disk);
+        image.write_at(scene.place(root), &before).unwrap();
+        scene.assert_contents(&image, name);
+    }
+}
+
+/// In a store that was closed in order once, the bitmaps of that close tell what a lost extent page
+/// cannot: after a change and a crash, too.
+#[test]
+fn what_the_bitmaps_had_is_not_handed_out_after_a_crash() {
+    let bench = Bench::new();
+    for (name, lost) in [("thick", true), ("snap1", true), ("thick", false), ("snap2", false)] {
+        let scene = Scene::new("c64k-b512-clean");
+        let (id, free) = (scene.id(name), scene.report().free_clusters);
+        let page = if lost { extent_page(&scene, name) } else { root_page(id).unwrap() };
+        let before = tear(&scene, page);
+        let disk = disk_of(&scene);
+        let crashed = bench.run(async {
+            let pool = open(&bench, &disk).await;
+            assert!(pool.store.recovery().clean && quarantined(&pool).contains(&id));
+            assert_eq!(pool.store.info().free_clusters, free, "{name}");
+            pool.thin("new", 1).await;
+            disk.cut_keep(0)
+        });
+        bench.run(async {
+            let pool = open(&bench, &crashed).await;
+            assert!(!pool.store.recovery().clean && quarantined(&pool).contains(&id));
+            assert_eq!(pool.store.info().free_clusters, free, "{name}");
+            fill(&pool).await;
+            pool.store.close().await.unwrap();
+        });
+        let image = image_of(&crashed);
+        image.write_at(scene.place(page), &before).unwrap();
+        scene.assert_contents(&image, name);
     }
 }

@@ -87,14 +87,17 @@ impl<D: BlockDevice> Store<D> {
             Err(error) => Err(IoFailure::new(error, buffer)),
             Ok(Ready::Placed(place)) => {
                 let flight = self.tracker.enter();
-                let start = Lba(self.cluster_stretch(place).start.0 + block.0);
-                let written = self.io.device().write(start, buffer, Durability::Cached).await;
+                let written = self.write_data(place, block, buffer).await;
                 flight.finish();
-                Ok(written?)
+                written
             }
             Ok(Ready::Place(allocation, background, place)) => {
                 let flight = self.tracker.enter();
-                let written = self.fill(place, background, Some((block, buffer))).await;
+                let written = match background {
+                    Background::Done => self.write_data(place, block, buffer).await.map(Some),
+                    // Boxed, as what waits for space: the future of the usual way stays small.
+                    _ => Box::pin(self.fill(place, background, Some((block, buffer)))).await,
+                };
                 let installed = self.install(&map, cluster, place, written);
                 flight.finish();
                 drop(allocation);
@@ -104,6 +107,16 @@ impl<D: BlockDevice> Store<D> {
                 }
             }
         }
+    }
+
+    async fn write_data(
+        &self,
+        place: ClusterIndex,
+        block: BlockCount,
+        buffer: DmaBuffer,
+    ) -> VolumeTransfer {
+        let start = Lba(self.cluster_stretch(place).start.0 + block.0);
+        Ok(self.io.device().write(start, buffer, Durability::Cached).await?)
     }
 
     /// Gives clusters without a place one that reads as zeros; stops at the first failure.
@@ -232,7 +245,7 @@ impl<D: BlockDevice> Store<D> {
                 Err(full) => full,
             };
             drop(allocation);
-            if !self.wait_for_space(map, &mut patience).await? {
+            if !Box::pin(self.wait_for_space(map, &mut patience)).await? {
                 return Err(full);
             }
         }

@@ -259,7 +259,7 @@ impl<D: BlockDevice> Store<D> {
                 self.note_space(false);
                 return taken;
             }
-            if !self.find_space().await? {
+            if !Box::pin(self.find_space()).await? {
                 self.set_space(SpaceState::Full);
                 return taken;
             }

@@ -50,11 +50,14 @@ pub(super) struct Commits {
     next: RefCell<Round>,
 }
 
+/// One who waits, and the volumes that it asked for.
+type Waiting = (BTreeSet<BlobId>, oneshot::Sender<Result<(), Error>>);
+
 /// What one commit is asked for.
 #[derive(Default)]
 struct Round {
     volumes: BTreeSet<BlobId>,
-    answers: Vec<oneshot::Sender<Result<(), Error>>>,
+    answers: Vec<Waiting>,
 }
 
 /// What one commit writes.
@@ -93,9 +96,10 @@ impl<D: BlockDevice> Store<D> {
         self.count(|counters| counters.commit_requests += 1);
         let (answer, answered) = oneshot::channel();
         {
+            let volumes: BTreeSet<_> = volumes.into_iter().collect();
             let mut next = self.commits.next.borrow_mut();
-            next.volumes.extend(volumes);
-            next.answers.push(answer);
+            next.volumes.extend(&volumes);
+            next.answers.push((volumes, answer));
         }
         if !self.commits.served.replace(true) {
             let store = self.strong();
@@ -125,9 +129,12 @@ impl<D: BlockDevice> Store<D> {
                 return;
             }
             let result = self.commit_round(&volumes).await;
-            for answer in answers {
+            // What there is no room for together there may be room for one by one.
+            let alone = matches!(result, Err(Error::NoSpace { .. })) && answers.len() > 1;
+            for (asked, answer) in answers {
+                let result = if alone { self.commit_round(&asked).await } else { result.clone() };
                 // One who no longer waits needs no answer.
-                drop(answer.send(result.clone()));
+                drop(answer.send(result));
             }
         }
     }

@@ -70,18 +70,42 @@ impl<D: BlockDevice> Store<D> {
             self.copy_all(&map, leaving).await?;
             let _one_at_a_time = self.operations.lock().await;
             self.check_alive()?;
-            if self.left(&map, leaving)? {
-                return self.commit([id]).await;
+            if self.cut_tie(&map, leaving).await? {
+                return Ok(());
             }
         }
         let _one_at_a_time = self.operations.lock().await;
         loop {
             self.check_alive()?;
             self.copy_all(&map, leaving).await?;
-            if self.left(&map, leaving)? {
-                return self.commit([id]).await;
+            if self.cut_tie(&map, leaving).await? {
+                return Ok(());
             }
         }
+    }
+
+    /// Makes it durable that the volume has left its parent, if nothing is left to copy. Writers
+    /// wait meanwhile: what one of them gave up while no parent showed would show the parent again
+    /// if there was no room for the commit.
+    async fn cut_tie(&self, map: &Arc<VolumeMap>, leaving: Leaving) -> Result<bool, Error> {
+        let id = map.blob();
+        let frozen = self.freeze(map).await?;
+        let (internal, flags) = {
+            let state = self.state.borrow();
+            let blob = &state.served(id)?.blob;
+            (blob.internal.clone(), blob.flags)
+        };
+        if !self.left(map, leaving)? {
+            return Ok(false);
+        }
+        self.commit_or_undo(id, |state| {
+            let Some(volume) = state.volumes.get_mut(&id) else { return };
+            (volume.blob.internal, volume.blob.flags) = (internal, flags);
+        })
+        .await?;
+        drop(frozen);
+        tracing::info!(blob = id.0, "left its parent");
+        Ok(true)
     }
 
     /// Copies what there is to copy.
@@ -122,7 +146,6 @@ impl<D: BlockDevice> Store<D> {
         }
         volume.root_dirty = true;
         volume.show_flags();
-        tracing::info!(volume = %volume.name, blob = volume.blob.id.0, "left its parent");
         state.show_externals();
         Ok(true)
     }

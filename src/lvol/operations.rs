@@ -3,6 +3,7 @@
 //! One at a time: each is durable before the next begins, so that no crash can leave a state that
 //! would need two operations to be half done. I/O and its commits go on meanwhile.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -12,8 +13,8 @@ use crate::units::{BlobId, ByteCount, ClusterCount, ClusterIndex, VolumeCluster}
 
 use super::commit::last_slot;
 use super::error::Error;
-use super::format::{ClearMethod, Mapping, VolumeName, Xattr, Xattrs, blob_id, lvolstore};
-use super::store::Store;
+use super::format::{Blob, ClearMethod, Mapping, VolumeName, Xattr, Xattrs, blob_id, lvolstore};
+use super::store::{State, Store};
 use super::volume::{Volume, VolumeInfo};
 use super::volume_map::{DELETED, Place, VOLUME_CLUSTERS_LIMIT, VolumeMap};
 
@@ -124,18 +125,10 @@ impl<D: BlockDevice> Store<D> {
     pub async fn delete_volume(&self, id: BlobId) -> Result<(), Error> {
         let _one_at_a_time = self.operations.lock().await;
         self.check_alive()?;
+        self.check_delete(id)?;
         let clones = self.state.borrow().clones(id);
-        if let Some(reason) = self.state.borrow().served(id)?.shares() {
-            return Err(Error::ReadOnly { reason });
-        }
-        match clones.as_slice() {
-            [] => {}
-            [clone] => return self.merge_into_clone(id, *clone).await,
-            clones => {
-                let state = self.state.borrow();
-                let name = |id| state.volumes.get(id).map(|clone| clone.name.to_string());
-                return Err(Error::HasClones { names: clones.iter().filter_map(name).collect() });
-            }
+        if let [clone] = clones.as_slice() {
+            return self.merge_into_clone(id, *clone).await;
         }
         {
             let mut state = self.state.borrow_mut();
@@ -149,6 +142,24 @@ impl<D: BlockDevice> Store<D> {
             tracing::info!(volume = %name, blob = id.0, "deleted");
         }
         self.commit([id]).await
+    }
+
+    /// Whether a volume can be deleted.
+    ///
+    /// # Errors
+    /// Those of [`Store::delete_volume`] that can be told before.
+    pub fn check_delete(&self, id: BlobId) -> Result<(), Error> {
+        self.check_alive()?;
+        let state = self.state.borrow();
+        if let Some(reason) = state.served(id)?.shares() {
+            return Err(Error::ReadOnly { reason });
+        }
+        let clones = state.clones(id);
+        if clones.len() > 1 {
+            let name = |id| state.volumes.get(id).map(|clone| clone.name.to_string());
+            return Err(Error::HasClones { names: clones.iter().filter_map(name).collect() });
+        }
+        Ok(())
     }
 
     /// Changes the size of a volume, rounded up to whole clusters. What is cut off is gone; what is
@@ -169,7 +180,7 @@ impl<D: BlockDevice> Store<D> {
         };
         match wanted.cmp(&now) {
             std::cmp::Ordering::Equal => return Ok(()),
-            std::cmp::Ordering::Less => self.shrink(id, wanted)?,
+            std::cmp::Ordering::Less => return self.shrink(id, wanted).await,
             std::cmp::Ordering::Greater => {
                 let added: Vec<_> = match thin {
                     true => self.shown_behind(id, now, wanted)?,
@@ -179,26 +190,104 @@ impl<D: BlockDevice> Store<D> {
                 self.grow(id, wanted, &added, &places)?;
             }
         }
-        let committed = self.commit([id]).await;
-        let state = self.state.borrow();
-        // Without space for its pages the new size stays to be committed later; it is valid.
-        state.served(id)?.map.set_clusters(wanted);
+        self.commit_or_undo(id, |state| {
+            let Some(volume) = state.volumes.get_mut(&id) else { return };
+            volume.map.change();
+            // What was taken for the new end goes back with the next commit.
+            drop_from(volume, now.0, wanted.0);
+            volume.clusters = now;
+        })
+        .await?;
+        self.state.borrow().served(id)?.map.set_clusters(wanted);
         tracing::info!(blob = id.0, clusters = wanted.0, "resized");
+        Ok(())
+    }
+
+    async fn shrink(&self, id: BlobId, wanted: ClusterCount) -> Result<(), Error> {
+        let (map, before, cut) = {
+            let mut state = self.state.borrow_mut();
+            let volume = state.served_mut(id)?;
+            let (map, before) = (Arc::clone(&volume.map), volume.clusters);
+            let cut: Vec<_> = map.runs(wanted.0..before.0).collect();
+            map.change();
+            map.set_clusters(wanted);
+            volume.clusters = wanted;
+            drop_from(volume, wanted.0, before.0);
+            volume.root_dirty = true;
+            let last = last_slot(volume);
+            volume.dirty.extend(last);
+            (map, before, cut)
+        };
+        self.commit_or_undo(id, |state| {
+            let Some(volume) = state.volumes.get_mut(&id) else { return };
+            let mut kept = HashSet::new();
+            for run in &cut {
+                map.set_run(run.first, run.count, run.place);
+                if let Place::Own(place) = run.place {
+                    kept.extend(place.0..place.0 + run.count.0);
+                }
+            }
+            volume.dropped.retain(|cluster| !kept.contains(&cluster.0));
+            map.change();
+            volume.clusters = before;
+            map.set_clusters(before);
+        })
+        .await?;
+        tracing::info!(blob = id.0, clusters = wanted.0, "resized");
+        Ok(())
+    }
+
+    /// Commits what was changed in memory of a volume whose root is dirty, and calls `undo` if there
+    /// is no room for that: an operation that fails has changed nothing. The caller has the
+    /// operations' lock.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Poisoned`].
+    pub(super) async fn commit_or_undo(
+        &self,
+        id: BlobId,
+        undo: impl FnOnce(&mut State),
+    ) -> Result<(), Error> {
+        let committed = self.commit([id]).await;
+        if !matches!(committed, Err(Error::NoSpace { .. })) {
+            return committed;
+        }
+        let mut state = self.state.borrow_mut();
+        // A commit that another one asked for can have found room meanwhile.
+        if state.volumes.get(&id).is_none_or(|volume| !volume.root_dirty) {
+            return Ok(());
+        }
+        undo(&mut state);
+        if let Some(volume) = state.volumes.get_mut(&id) {
+            volume.root_dirty = true;
+            volume.read_wishes();
+            volume.show_flags();
+        }
+        state.show_externals();
         committed
     }
 
-    fn shrink(&self, id: BlobId, wanted: ClusterCount) -> Result<(), Error> {
-        let mut state = self.state.borrow_mut();
-        let volume = state.served_mut(id)?;
-        let end = volume.clusters.0;
-        volume.map.change();
-        volume.map.set_clusters(wanted);
-        volume.clusters = wanted;
-        drop_from(volume, wanted.0, end);
-        volume.root_dirty = true;
-        let last = last_slot(volume);
-        volume.dirty.extend(last);
-        Ok(())
+    /// Changes what only the root says of a blob, and makes it durable; or undoes it if there is no
+    /// room. The caller has the operations' lock.
+    async fn change_root(
+        &self,
+        id: BlobId,
+        change: impl FnOnce(&mut Blob) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let (flags, xattrs) = {
+            let mut state = self.state.borrow_mut();
+            let volume = state.volumes.get_mut(&id).ok_or(Error::NotFound)?;
+            let before = (volume.blob.flags, volume.blob.xattrs.clone());
+            change(&mut volume.blob)?;
+            volume.root_dirty = true;
+            volume.show_flags();
+            before
+        };
+        self.commit_or_undo(id, |state| {
+            let Some(volume) = state.volumes.get_mut(&id) else { return };
+            (volume.blob.flags, volume.blob.xattrs) = (flags, xattrs);
+        })
+        .await
     }
 
     /// Clusters behind the end of a clone where its parent would show: they get zeros.
@@ -245,75 +334,81 @@ impl<D: BlockDevice> Store<D> {
         Ok(())
     }
 
-    /// Gives a volume another name. On return it is durable.
+    /// Gives a volume another name; a snapshot, too. On return it is durable.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Exists`], [`Error::InvalidName`], [`Error::ReadOnly`],
-    /// [`Error::NoSpace`], [`Error::Poisoned`], [`Error::Closed`].
+    /// [`Error::NotFound`], [`Error::Exists`], [`Error::InvalidName`], [`Error::ReadOnly`] if it
+    /// cannot be changed for another reason than being marked so, [`Error::NoSpace`] (it keeps its
+    /// name), [`Error::Poisoned`], [`Error::Closed`].
     pub async fn rename_volume(&self, id: BlobId, name: &str) -> Result<(), Error> {
         let _one_at_a_time = self.operations.lock().await;
+        let name = VolumeName::new(name)?;
+        self.check_rename(id)?;
+        if self.state.borrow().served(id)?.name == name {
+            return Ok(());
+        }
+        let name = self.free_name(name.as_str())?;
+        let old = self.change_name(id, &name).await?;
+        tracing::info!(from = %old, to = %name, blob = id.0, "renamed");
+        Ok(())
+    }
+
+    /// Whether a volume can get another name.
+    ///
+    /// # Errors
+    /// Those of [`Store::rename_volume`] that can be told before.
+    pub fn check_rename(&self, id: BlobId) -> Result<(), Error> {
         self.check_alive()?;
-        {
-            let state = self.state.borrow();
-            let volume = state.served(id)?;
-            volume.check_change()?;
-            if volume.name.as_str() == name {
-                return Ok(());
-            }
-        }
-        let name = self.free_name(name)?;
-        {
-            let mut state = self.state.borrow_mut();
-            let volume = state.served_mut(id)?;
-            lvolstore::rename(&mut volume.blob.xattrs, &name);
-            volume.root_dirty = true;
-            let old = std::mem::replace(&mut volume.name, name.clone());
-            state.names.remove(&old);
-            state.names.insert(name.clone(), id);
-            tracing::info!(from = %old, to = %name, blob = id.0, "renamed");
-        }
-        self.commit([id]).await
+        self.state.borrow().served(id)?.check_rename()
     }
 
     /// Gives the pool another name. On return it is durable.
     ///
     /// # Errors
-    /// [`Error::InvalidName`], [`Error::Poisoned`], [`Error::Closed`].
+    /// [`Error::InvalidName`], [`Error::NoSpace`] (it keeps its name), [`Error::Poisoned`],
+    /// [`Error::Closed`].
     pub async fn rename(&self, name: &str) -> Result<(), Error> {
         let _one_at_a_time = self.operations.lock().await;
         self.check_alive()?;
         let name = VolumeName::new(name)?;
-        let id = {
-            let mut state = self.state.borrow_mut();
-            let id = state.own_blob;
-            if let Some(own) = state.volumes.get_mut(&id) {
-                lvolstore::rename(&mut own.blob.xattrs, &name);
-                own.name = name;
-                own.root_dirty = true;
+        let id = self.state.borrow().own_blob;
+        self.change_name(id, &name).await.map(drop)
+    }
+
+    /// Renames a volume or the pool itself; its name before.
+    async fn change_name(&self, id: BlobId, name: &VolumeName) -> Result<VolumeName, Error> {
+        let (old, xattrs) = self.state.borrow_mut().give_name(id, name)?;
+        self.commit_or_undo(id, |state| {
+            // An error: it is gone, and its name with it.
+            let _named = state.give_name(id, &old);
+            if let Some(volume) = state.volumes.get_mut(&id) {
+                // To the byte: others pad names.
+                volume.blob.xattrs = xattrs;
             }
-            id
-        };
-        self.commit([id]).await
+        })
+        .await?;
+        Ok(old)
     }
 
     /// Makes a volume read-only, for good. On return it is durable.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Poisoned`], [`Error::Closed`].
+    /// [`Error::NotFound`], [`Error::NoSpace`] (it can still be written), [`Error::Poisoned`],
+    /// [`Error::Closed`].
     pub async fn set_read_only(&self, id: BlobId) -> Result<(), Error> {
         let _one_at_a_time = self.operations.lock().await;
         self.check_alive()?;
         {
-            let mut state = self.state.borrow_mut();
-            let volume = state.served_mut(id)?;
-            if volume.blob.flags.read_only {
+            let state = self.state.borrow();
+            if state.served(id)?.blob.flags.read_only {
                 return Ok(());
             }
-            volume.blob.flags.read_only = true;
-            volume.root_dirty = true;
-            volume.show_flags();
         }
-        self.commit([id]).await
+        self.change_root(id, |blob| {
+            blob.flags.read_only = true;
+            Ok(())
+        })
+        .await
     }
 
     /// Says what happens to clusters that a volume gives up from now on. On return it is durable.
@@ -325,16 +420,18 @@ impl<D: BlockDevice> Store<D> {
         let _one_at_a_time = self.operations.lock().await;
         self.check_alive()?;
         {
-            let mut state = self.state.borrow_mut();
-            let volume = state.served_mut(id)?;
+            let state = self.state.borrow();
+            let volume = state.served(id)?;
             volume.check_change()?;
             if volume.blob.flags.clear_method == method {
                 return Ok(());
             }
-            volume.blob.flags.clear_method = method;
-            volume.root_dirty = true;
         }
-        self.commit([id]).await
+        self.change_root(id, |blob| {
+            blob.flags.clear_method = method;
+            Ok(())
+        })
+        .await
     }
 
     /// The attributes of a volume, but not those of the lvolstore itself.
@@ -379,22 +476,8 @@ impl<D: BlockDevice> Store<D> {
         if RESERVED.contains(&name) {
             return Err(Error::ReservedAttribute);
         }
-        let before = {
-            let mut state = self.state.borrow_mut();
-            let volume = state.served_mut(id)?;
-            volume.check_change()?;
-            let before = volume.blob.xattrs.clone();
-            change(&mut volume.blob.xattrs)?;
-            volume.root_dirty = true;
-            before
-        };
-        let committed = self.commit([id]).await;
-        if matches!(committed, Err(Error::NoSpace { .. }))
-            && let Ok(volume) = self.state.borrow_mut().served_mut(id)
-        {
-            volume.blob.xattrs = before;
-        }
-        committed
+        self.state.borrow().served(id)?.check_change()?;
+        self.change_root(id, |blob| change(&mut blob.xattrs)).await
     }
 
     pub(super) fn free_name(&self, name: &str) -> Result<VolumeName, Error> {
@@ -442,6 +525,23 @@ impl<D: BlockDevice> Store<D> {
             counters.clusters_allocated += u64::from(count);
         });
         Ok(self.io.zero(&self.joined_clusters(places.clone())).await?)
+    }
+}
+
+impl State {
+    /// Renames a volume or the pool itself in memory; its name and attributes before.
+    fn give_name(&mut self, id: BlobId, name: &VolumeName) -> Result<(VolumeName, Xattrs), Error> {
+        let served = self.is_served(id);
+        let volume = self.volumes.get_mut(&id).ok_or(Error::NotFound)?;
+        let xattrs = volume.blob.xattrs.clone();
+        lvolstore::rename(&mut volume.blob.xattrs, name);
+        volume.root_dirty = true;
+        let old = std::mem::replace(&mut volume.name, name.clone());
+        if served {
+            self.names.remove(&old);
+            self.names.insert(name.clone(), id);
+        }
+        Ok((old, xattrs))
     }
 }
 

@@ -12,7 +12,9 @@ use crate::units::{BlobId, ByteCount, ClusterCount, ClusterIndex, VolumeCluster}
 
 use super::error::{Error, ReadOnlyReason};
 use super::external::ExternalName;
-use super::format::{Blob, ClearMethod, Mapping, Run, Runs, TableSlot, VolumeName, lvolstore};
+use super::format::{
+    Blob, ClearMethod, Flags, Mapping, Run, Runs, TableSlot, VolumeName, lvolstore,
+};
 use super::space::{OnFull, Wishes};
 use super::volume_map::{Place, READ_ONLY, THIN, VolumeMap, WAITS};
 
@@ -129,6 +131,17 @@ impl Volume {
     /// Whether metadata can be changed.
     pub(super) fn check_change(&self) -> Result<(), Error> {
         match self.read_only() {
+            Some(reason) => Err(Error::ReadOnly { reason }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether it can get another name: being marked read-only does not keep it from that, which
+    /// changes its root alone.
+    pub(super) fn check_rename(&self) -> Result<(), Error> {
+        let flags = Flags { read_only: false, ..self.blob.flags };
+        let unknown = flags.forbids_metadata().then_some(ReadOnlyReason::UnknownFeature);
+        match unknown.or(self.limit) {
             Some(reason) => Err(Error::ReadOnly { reason }),
             None => Ok(()),
         }

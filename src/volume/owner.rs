@@ -206,12 +206,19 @@ impl PoolOwner {
         self.delete_named(entry).await
     }
 
-    async fn delete_named(&self, entry: &Entry) -> Result<(), Error> {
+    /// What there is of a volume that may be deleted.
+    fn deletable(&self, entry: &Entry) -> Result<VolumeInfo, Error> {
         let info = self.volume_info(entry)?;
         if info.read_only.is_some() && entry.openings() > 0 {
-            // It cannot be renamed, so it cannot live on without a name.
+            // Who has it open could make further clones of a parent that has no name.
             return Err(lvol::Error::Busy { with: "use of the read-only volume" }.into());
         }
+        self.store.check_delete(entry.blob())?;
+        Ok(info)
+    }
+
+    async fn delete_named(&self, entry: &Entry) -> Result<(), Error> {
+        let info = self.deletable(entry)?;
         let _leaving = self.end_parenthood(entry).await?;
         match entry.prepare_deletion()? {
             Deletion::Now => {
@@ -260,10 +267,12 @@ impl PoolOwner {
     }
 
     /// Renames a volume within its pool; durable on return. With [`Replace::Existing`], a volume
-    /// of the new name is deleted first: a power cut in between leaves the old name alone.
+    /// of the new name is set aside, and deleted when the new name is durable: an error leaves both
+    /// as they were, and a power cut in between leaves the old name alone.
     ///
     /// # Errors
-    /// [`Error::ReservedName`], [`Error::NotFound`], [`Error::Store`].
+    /// [`Error::ReservedName`], [`Error::NotFound`], [`Error::Store`]; of the volume that would be
+    /// replaced, as for [`PoolOwner::delete`].
     pub async fn rename(&self, entry: &Entry, name: &str, replace: Replace) -> Result<(), Error> {
         let _names = self.names.lock().await;
         check_name(name)?;
@@ -276,12 +285,52 @@ impl PoolOwner {
             }
             match replace {
                 Replace::Never => return Err(lvol::Error::Exists { name: name.into() }.into()),
-                Replace::Existing => self.delete_named(&existing).await?,
+                Replace::Existing => return self.replace(entry, name, &existing).await,
             }
         }
         self.store.rename_volume(entry.blob(), name).await?;
         self.directory.rename_volume(entry, name);
         Ok(())
+    }
+
+    /// Gives `entry` the name of `existing`, which is deleted.
+    async fn replace(&self, entry: &Entry, name: &str, existing: &Entry) -> Result<(), Error> {
+        self.store.check_rename(entry.blob())?;
+        self.deletable(existing)?;
+        let _leaving = self.end_parenthood(existing).await?;
+        let deletion = existing.prepare_deletion()?;
+        let replaced = self.take_over_name(entry.blob(), name, existing).await;
+        if let Err(error) = replaced {
+            existing.abandon_deletion();
+            return Err(error);
+        }
+        self.directory.remove_name(existing);
+        self.directory.rename_volume(entry, name);
+        let now = match deletion {
+            Deletion::Now => true,
+            Deletion::WhenClosed => existing.unlinked(),
+        };
+        if now && let Err(error) = self.delete_unlinked(existing).await {
+            // The new name is durable; the next opening of the pool tries again.
+            tracing::warn!(volume = name, %error, "what was replaced stays for now");
+        }
+        Ok(())
+    }
+
+    /// Sets `existing` aside, so that `blob` can have its name; undone if it then cannot.
+    async fn take_over_name(
+        &self,
+        blob: BlobId,
+        name: &str,
+        existing: &Entry,
+    ) -> Result<(), Error> {
+        let aside = format!("{UNLINKED_PREFIX}{}", existing.uuid());
+        self.store.rename_volume(existing.blob(), &aside).await?;
+        let Err(error) = self.store.rename_volume(blob, name).await else { return Ok(()) };
+        if let Err(error) = self.store.rename_volume(existing.blob(), name).await {
+            tracing::error!(volume = name, aside, %error, "it cannot get its name back");
+        }
+        Err(error.into())
     }
 
     /// Changes the size, rounded up to whole clusters; durable on return. What is added reads as

@@ -15,7 +15,7 @@ use lvolfs::fuse::reply::Reply;
 use lvolfs::fuse::request::{Caller, Changes, FileHandle, NodeId, Operation, Request, SetTime};
 use lvolfs::hw::dma::{DmaArena, DmaBuffer};
 use lvolfs::lvol::format::LayoutOptions;
-use lvolfs::lvol::{FormatOptions, OnFull};
+use lvolfs::lvol::{FormatOptions, NewVolume, OnFull};
 use lvolfs::reactor::{Reactor, ReactorOptions, Remote};
 use lvolfs::reservation::{self, Command, ExistingKey, Register};
 use lvolfs::units::{BlockSize, ByteCount};
@@ -829,5 +829,75 @@ fn the_future_of_a_request_is_small() {
         let request = Request { unique: 1, node, caller, operation };
         let size = size_of_val(&served.operations.handle(request, None));
         assert!(size <= MOST, "{size} bytes");
+    });
+}
+
+/// Takes every page for metadata but those that other volumes need already.
+async fn use_up_pages(served: &Served) {
+    let store = served.owner.store();
+    let mut fillers = Vec::new();
+    let mut number = 0;
+    while let Ok(filler) = {
+        number += 1;
+        let new = NewVolume::thin(&format!("filler {number}"), ByteCount(0));
+        store.create_volume(new).await
+    } {
+        fillers.push(filler.id);
+    }
+    for filler in fillers {
+        for name in [b"user.x", b"user.y"] {
+            if store.set_xattr(filler, name, &[b'x'; 3000]).await.is_err() {
+                return;
+            }
+        }
+    }
+    panic!("there is a page for everybody");
+}
+
+#[test]
+fn a_volume_is_replaced_by_a_rename_that_succeeds_or_stays() {
+    let reactor = reactor();
+    reactor.block_on(async {
+        let device = memory_device(4 << 20, BlockSize::B4096);
+        let served = Served::format(&reactor, device).await;
+        let a = served.volume("a", CLUSTER).await;
+        let b = served.volume("b", CLUSTER).await;
+        let target = served.volume("target", CLUSTER).await;
+        served.write(target, 0, b"precious").await.unwrap();
+        let served = served.reopen().await;
+        let blob = |node: NodeId| {
+            let all = served.directory.volumes(served.pool.key());
+            all.iter().find(|entry| entry.key().number() == node.0).unwrap().blob()
+        };
+        let store = served.owner.store();
+        // A snapshot takes the place of a volume, too.
+        store.set_read_only(blob(b)).await.unwrap();
+        served.volume("other", CLUSTER).await;
+        served.rename("b", "other", 0).await.unwrap();
+        assert_eq!(served.lookup("other").await, Ok(b));
+        assert_eq!(served.lookup("b").await, Err(Errno::ENOENT));
+        // The name of `a` is in a page that must be written anew.
+        for name in [b"user.x", b"user.y"] {
+            store.set_xattr(blob(a), name, &[b'x'; 3000]).await.unwrap();
+        }
+        use_up_pages(&served).await;
+        let handle = served.open_file(target, 1, libc::O_RDWR).await.unwrap();
+        for open in [true, false] {
+            assert_eq!(served.rename("a", "target", 0).await, Err(Errno::ENOSPC), "{open}");
+            assert_eq!(served.lookup("a").await, Ok(a));
+            assert_eq!(served.lookup("target").await, Ok(target));
+            assert_eq!(served.read(target, 0, 8).await.unwrap(), b"precious");
+            if open {
+                served.ask(target, Operation::Release { handle }).await.unwrap();
+            }
+        }
+        let served = served.crash().await;
+        assert_eq!(served.lookup("target").await, Ok(target));
+        assert_eq!(served.read(target, 0, 8).await.unwrap(), b"precious");
+        served.unlink("filler 1").await.unwrap();
+        served.unlink("filler 2").await.unwrap();
+        served.rename("a", "target", 0).await.unwrap();
+        assert_eq!(served.lookup("target").await, Ok(a));
+        assert_eq!(served.attributes(target).await, Err(Errno::ESTALE));
     });
 }

@@ -13,6 +13,7 @@ mod lifecycle;
 mod many;
 pub(crate) mod model;
 mod mutated;
+mod no_pages;
 mod operations;
 mod periodic;
 mod power_cut;

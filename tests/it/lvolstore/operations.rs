@@ -260,10 +260,10 @@ fn names_and_attributes() {
         store.set_read_only(pool.id("b")).await.unwrap();
         let b = pool.volume("b").await;
         assert!(matches!(pool.write(&b, 0, 1, 1).await, Err(Error::ReadOnly { .. })));
-        assert!(matches!(
-            store.rename_volume(pool.id("b"), "x").await,
-            Err(Error::ReadOnly { .. })
-        ));
+        let named = store.set_xattr(pool.id("b"), b"user.x", b"x").await;
+        assert!(matches!(named, Err(Error::ReadOnly { .. })));
+        store.rename_volume(pool.id("b"), "x").await.unwrap();
+        store.rename_volume(pool.id("x"), "b").await.unwrap();
         let cut = disk.cut_keep(0);
         assert_valid(&cut);
         let pool = bench.open(cut.channel(&bench.reactor)).await.unwrap();

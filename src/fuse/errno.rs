@@ -56,6 +56,7 @@ impl From<volume::Error> for Errno {
             volume::Error::Reservation { status: StatusCode::INVALID_FIELD, .. } => Self::EINVAL,
             volume::Error::Reservation { .. } => Self::EIO,
             volume::Error::ReservedName => Self::EPERM,
+            volume::Error::NotFileName { .. } => Self::EINVAL,
             volume::Error::OtherPool => Self::EXDEV,
             volume::Error::PoolExists { .. } => Self::EEXIST,
             volume::Error::Held { .. }

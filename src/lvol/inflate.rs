@@ -11,7 +11,7 @@ use futures_util::stream::{self, StreamExt};
 use crate::block::BlockDevice;
 use crate::units::{BlobId, VolumeCluster};
 
-use super::error::Error;
+use super::error::{Error, Resource};
 use super::format::{Blob, XattrError};
 use super::snapshot::check_parent;
 use super::store::{State, Store};
@@ -38,8 +38,9 @@ impl<D: BlockDevice> Store<D> {
     /// then and has no parent. On return it is durable. I/O goes on.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::ReadOnly`], [`Error::NoSpace`] (the volume reads as before and
-    /// keeps what was copied), [`Error::ExternalParent`], [`Error::Device`], [`Error::Poisoned`],
+    /// [`Error::NotFound`], [`Error::ReadOnly`], [`Error::NoSpace`] (nothing is copied if it would
+    /// take more than is free; if others take it meanwhile, the volume reads as before and keeps
+    /// what was copied), [`Error::ExternalParent`], [`Error::Device`], [`Error::Poisoned`],
     /// [`Error::Closed`].
     pub async fn inflate_volume(&self, id: BlobId) -> Result<(), Error> {
         self.leave_parent(id, Leaving::Inflate).await
@@ -66,6 +67,7 @@ impl<D: BlockDevice> Store<D> {
             }
             Arc::clone(&volume.map)
         };
+        self.check_room(&map, leaving)?;
         for _ in 0..SHARED_ROUNDS {
             self.copy_all(&map, leaving).await?;
             let _one_at_a_time = self.operations.lock().await;
@@ -82,6 +84,19 @@ impl<D: BlockDevice> Store<D> {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether there are the clusters that are to be copied to, those that are promised to others
+    /// left out: what cannot end takes nothing from others.
+    fn check_room(&self, map: &Arc<VolumeMap>, leaving: Leaving) -> Result<(), Error> {
+        let mut state = self.state.borrow_mut();
+        let wanted = state.missing_places(map, leaving, VolumeCluster(0), usize::MAX)?.len();
+        let free = state.free_clusters().0.saturating_add(self.reclaims.clusters());
+        let free = free.saturating_sub(state.promised(Some(map.blob())));
+        if wanted > free as usize {
+            return Err(Error::NoSpace { what: Resource::Cluster });
+        }
+        Ok(())
     }
 
     /// Makes it durable that the volume has left its parent, if nothing is left to copy. Writers

@@ -22,6 +22,7 @@ pub(super) fn of(error: Error) -> Status {
         }
         Error::Reservation { status, .. } => Status::of(status).do_not_retry(),
         Error::ReservedName
+        | Error::NotFileName { .. }
         | Error::OtherPool
         | Error::Held { .. }
         | Error::ParentOf { .. }

@@ -35,6 +35,14 @@ pub enum Error {
     /// The name is reserved for volumes that lost theirs while they were open.
     #[error("names that begin with \"{}\" are reserved", super::owner::UNLINKED_PREFIX)]
     ReservedName,
+    /// A new name that no file can have.
+    #[error(
+        "the name \"{name}\" cannot be a file's: it is empty, \".\" or \"..\", or has a \"/\" or NUL in it"
+    )]
+    NotFileName {
+        /// The name.
+        name: String,
+    },
     /// The two volumes are in different pools.
     #[error("the volumes are in different pools")]
     OtherPool,

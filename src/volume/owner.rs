@@ -119,6 +119,7 @@ impl PoolOwner {
             }
             owner.add(&pool, &volume).await?;
         }
+        owner.tidy_copies().await;
         Ok((owner, pool))
     }
 
@@ -440,6 +441,10 @@ pub fn is_file_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
 }
 
+/// Whether a volume can be given a name: one made elsewhere can have others.
 pub(super) fn check_name(name: &str) -> Result<(), Error> {
+    if !is_file_name(name) {
+        return Err(Error::NotFileName { name: name.to_owned() });
+    }
     if name.starts_with(UNLINKED_PREFIX) { Err(Error::ReservedName) } else { Ok(()) }
 }

@@ -12,7 +12,7 @@ use super::owner::{PoolOwner, check_name};
 use super::pool::Pool;
 use crate::lvol::format::Xattr;
 use crate::lvol::{self, NewRelative};
-use crate::units::ByteCount;
+use crate::units::{BlobId, ByteCount};
 
 /// Names of the snapshots that copying a whole volume makes; a UUID follows. They are deleted with
 /// the last but one volume that needs them.
@@ -81,7 +81,10 @@ impl PoolOwner {
     /// As there, and [`Error::ReservationConflict`].
     pub async fn set_external_parent(&self, entry: &Entry, stored: &[u8]) -> Result<(), Error> {
         entry.gate().check_host(self.directory.hosts().local(), Access::Write)?;
-        Ok(self.store.set_external_parent(entry.blob(), stored).await?)
+        let left = self.volume_info(entry)?.parent;
+        self.store.set_external_parent(entry.blob(), stored).await?;
+        self.tidy_left(left).await;
+        Ok(())
     }
 
     /// Makes `to`, which is thin, has nothing in it and is of the same pool, a clone of what
@@ -107,16 +110,33 @@ impl PoolOwner {
                 self.snapshot_named(from, &name).await?.blob()
             }
         };
-        self.store.resize_volume(to.blob(), source.size).await?;
-        self.store.set_parent(to.blob(), parent).await?;
+        if let Err(error) = self.become_copy(to, parent, source.size).await {
+            if source.read_only.is_none() {
+                self.tidy_copy(Some(parent)).await;
+            }
+            return Err(error);
+        }
         Ok(source.size)
+    }
+
+    async fn become_copy(&self, to: &Entry, parent: BlobId, size: ByteCount) -> Result<(), Error> {
+        self.store.resize_volume(to.blob(), size).await?;
+        Ok(self.store.set_parent(to.blob(), parent).await?)
+    }
+
+    /// Deletes the snapshots of copies that a crash left behind: those that not several need.
+    pub(super) async fn tidy_copies(&self) {
+        for volume in self.store.volumes() {
+            self.tidy_copy(Some(volume.id)).await;
+        }
     }
 
     /// Deletes the snapshot that a copy made, now that a volume that needed it is gone, unless
     /// there are still several.
-    pub(super) async fn tidy_copy(&self, parent: Option<crate::units::BlobId>) {
+    pub(super) async fn tidy_copy(&self, parent: Option<BlobId>) {
         let Some(parent) = parent.and_then(|parent| self.store.volume(parent)) else { return };
-        if !parent.name.starts_with(COPY_PREFIX) || parent.clones.len() > 1 {
+        let uuid = parent.name.strip_prefix(COPY_PREFIX);
+        if uuid.is_none_or(|uuid| uuid::Uuid::parse_str(uuid).is_err()) || parent.clones.len() > 1 {
             return;
         }
         let entry = self.find_blob(parent.id);
@@ -142,7 +162,16 @@ impl PoolOwner {
     /// # Errors
     /// As there.
     pub async fn inflate(&self, entry: &Entry) -> Result<(), Error> {
-        Ok(self.store.inflate_volume(entry.blob()).await?)
+        let parent = self.volume_info(entry)?.parent;
+        self.store.inflate_volume(entry.blob()).await?;
+        self.tidy_left(parent).await;
+        Ok(())
+    }
+
+    /// As [`PoolOwner::tidy_copy`], when a volume has left `parent` and nothing else is under way.
+    async fn tidy_left(&self, parent: Option<BlobId>) {
+        let _names = self.names.lock().await;
+        self.tidy_copy(parent).await;
     }
 
     /// See [`lvol::Store::decouple_volume`].
@@ -150,7 +179,10 @@ impl PoolOwner {
     /// # Errors
     /// As there.
     pub async fn decouple(&self, entry: &Entry) -> Result<(), Error> {
-        Ok(self.store.decouple_volume(entry.blob()).await?)
+        let parent = self.volume_info(entry)?.parent;
+        self.store.decouple_volume(entry.blob()).await?;
+        self.tidy_left(parent).await;
+        Ok(())
     }
 
     /// See [`lvol::Store::set_read_only`].
@@ -167,7 +199,10 @@ impl PoolOwner {
     /// As there, and [`Error::OtherPool`].
     pub async fn set_parent(&self, entry: &Entry, parent: &Entry) -> Result<(), Error> {
         check_pool(entry, parent)?;
-        Ok(self.store.set_parent(entry.blob(), parent.blob()).await?)
+        let left = self.volume_info(entry)?.parent;
+        self.store.set_parent(entry.blob(), parent.blob()).await?;
+        self.tidy_left(left).await;
+        Ok(())
     }
 }
 

@@ -19,7 +19,9 @@ use lvolfs::lvol::{FormatOptions, NewVolume, OnFull};
 use lvolfs::reactor::{Reactor, ReactorOptions, Remote};
 use lvolfs::reservation::{self, Command, ExistingKey, Register};
 use lvolfs::units::{BlockSize, ByteCount};
-use lvolfs::volume::{Attributes, Caching, Catalog, Directory, Error, Key, Pool, PoolOwner, Store};
+use lvolfs::volume::{
+    Attributes, Caching, Catalog, Directory, Error, Key, Pool, PoolOwner, Replace, Store,
+};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 const CLUSTER: u64 = 64 << 10;
@@ -899,5 +901,90 @@ fn a_volume_is_replaced_by_a_rename_that_succeeds_or_stays() {
         served.rename("a", "target", 0).await.unwrap();
         assert_eq!(served.lookup("target").await, Ok(a));
         assert_eq!(served.attributes(target).await, Err(Errno::ESTALE));
+    });
+}
+
+#[test]
+fn what_a_copy_needed_goes_when_it_is_needed_no_more() {
+    served(async |served| {
+        let find = |served: &Served, name: &str| {
+            served.directory.find_volume(served.pool.key(), name).unwrap()
+        };
+        let names = async |served: &Served| {
+            let mut names = served.list(served.pool_node(), 4096, false).await;
+            names.retain(|name| !name.starts_with('.') || name.starts_with(".copy-"));
+            names.sort();
+            names
+        };
+        let original = served.volume("v", CLUSTER).await;
+        served.write(original, 0, b"content").await.unwrap();
+        let copy = async |served: &Served| {
+            served.volume("w", 0).await;
+            served.owner.copy_whole(&find(served, "v"), &find(served, "w")).await.unwrap();
+            assert_eq!(names(served).await.len(), 3);
+        };
+        // The copy becomes independent.
+        copy(&served).await;
+        served.owner.inflate(&find(&served, "w")).await.unwrap();
+        assert_eq!(names(&served).await, ["v", "w"]);
+        served.unlink("w").await.unwrap();
+        // It is deleted while it is open, and a crash comes before it is closed.
+        copy(&served).await;
+        served.open_file(served.lookup("w").await.unwrap(), 1, libc::O_RDWR).await.unwrap();
+        served.unlink("w").await.unwrap();
+        let served = served.crash().await;
+        assert_eq!(names(&served).await, ["v"]);
+        // It cannot be made: there is no room for the metadata of the empty volume.
+        served.volume("w", 0).await;
+        let (v, w) = (find(&served, "v"), find(&served, "w"));
+        let store = served.owner.store();
+        for number in 0..16 {
+            let name = format!("user.{number}");
+            store.set_xattr(w.blob(), name.as_bytes(), &[b'x'; 3000]).await.unwrap();
+        }
+        // Enough for a snapshot.
+        while store.info().free_metadata_pages > 11 {
+            let name = format!("filler {}", store.info().free_metadata_pages);
+            store.create_volume(NewVolume::thin(&name, ByteCount(0))).await.unwrap();
+        }
+        let failed = served.owner.copy_whole(&v, &w).await.unwrap_err();
+        assert!(matches!(failed, Error::Store(_)), "{failed}");
+        assert_eq!(names(&served).await, ["v", "w"]);
+        assert_eq!(served.read(original, 0, 7).await.unwrap(), b"content");
+    });
+}
+
+#[test]
+fn a_new_name_is_one_that_a_file_can_have() {
+    served(async |served| {
+        served.volume("v", CLUSTER).await;
+        let v = served.directory.find_volume(served.pool.key(), "v").unwrap();
+        let owner = &served.owner;
+        for name in ["a/b", "/", ".", "..", "", "a\0b"] {
+            let refused = Error::NotFileName { name: name.to_owned() };
+            let new = lvolfs::volume::NewVolume {
+                name: name.to_owned(),
+                size: ByteCount(CLUSTER),
+                thin: true,
+                uuid: None,
+                attributes: None,
+            };
+            assert_eq!(owner.create(&served.pool, new).await.err(), Some(refused.clone()));
+            assert_eq!(owner.rename(&v, name, Replace::Never).await, Err(refused.clone()));
+            assert_eq!(owner.snapshot(&v, name).await.err(), Some(refused.clone()));
+            assert_eq!(owner.clone_volume(&v, name).await.err(), Some(refused.clone()));
+            assert_eq!(Errno::from(refused), Errno::EINVAL);
+        }
+        // One made elsewhere can be given another name.
+        let new = NewVolume::thin("a/b", ByteCount(CLUSTER));
+        let made = owner.store().create_volume(new).await.unwrap();
+        let served = served.reopen().await;
+        assert_eq!(served.list(served.pool_node(), 4096, false).await, [".", "..", "v"]);
+        let uuid = made.uuid.unwrap().to_string();
+        let found = served.directory.find(&uuid).unwrap();
+        served.owner.rename(&found, "b", Replace::Never).await.unwrap();
+        let mut names = served.list(served.pool_node(), 4096, false).await;
+        names.sort();
+        assert_eq!(names, [".", "..", "b", "v"]);
     });
 }

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use lvolfs::lvol::{Error, NewRelative, NewVolume, ReadOnlyReason, VolumeIo};
+use lvolfs::lvol::{Error, NewRelative, NewVolume, ReadOnlyReason, Resource, VolumeIo};
 use lvolfs::sim::{SimChannel, SimDisk, SimOptions};
 use lvolfs::units::{ByteCount, ByteOffset, ClusterCount};
 
@@ -226,4 +226,30 @@ fn a_snapshot_is_one_moment_for_all_writers() {
             assert_kept(&bench, &disk, &pool).await;
         });
     }
+}
+
+#[test]
+fn inflating_takes_nothing_if_there_is_not_enough_for_all() {
+    let (bench, disk) = (Bench::new(), disk());
+    bench.run(async {
+        let pool = bench.pool(disk.channel(&bench.reactor)).await;
+        let free = pool.store.info().free_clusters;
+        let large = pool.thin("large", u64::from(free.0) + 1).await;
+        let (id, size) = (large.map().blob(), ByteCount(u64::from(free.0) * CLUSTER));
+        let no_space = Err(Error::NoSpace { what: Resource::Cluster });
+        assert_eq!(pool.store.inflate_volume(id).await, no_space);
+        assert_eq!(
+            (large.allocated_clusters(), pool.store.info().free_clusters),
+            (ClusterCount(0), free)
+        );
+        pool.store.resize_volume(id, size).await.unwrap();
+        // A cluster is promised to another.
+        pool.thin("other", 1).await;
+        pool.store.set_reserve(pool.id("other"), ByteCount(CLUSTER)).await.unwrap();
+        assert_eq!(pool.store.inflate_volume(id).await, no_space);
+        assert_eq!(large.allocated_clusters(), ClusterCount(0));
+        pool.store.set_reserve(pool.id("other"), ByteCount(0)).await.unwrap();
+        pool.store.inflate_volume(id).await.unwrap();
+        assert_eq!(large.allocated_clusters(), free);
+    });
 }

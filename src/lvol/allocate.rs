@@ -482,7 +482,7 @@ impl super::store::State {
             .filter(|volume| volume.is_dirty() && !volume.deleted)
             .map(|volume| volume.dirty.len() + volume.blob.chain.len() + 2)
             .sum();
-        if wanted + 3 > self.allocator.free_pages() as usize {
+        if wanted + 3 > self.allocator.spare_pages() as usize {
             return Err(Error::NoSpace { what: Resource::MetadataPage });
         }
         Ok(())

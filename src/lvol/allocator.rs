@@ -10,6 +10,11 @@ use crate::units::{ClusterCount, ClusterIndex, PageIndex};
 use super::error::{Error, Resource};
 use super::format::{BitSet, Layout, MaskKind};
 
+/// Most metadata pages that are kept from what takes pages for good.
+const RESERVED_PAGES: u32 = 8;
+/// Of how many pages one is kept, where that is less.
+const PAGES_PER_RESERVED: u32 = 64;
+
 /// The used clusters and metadata pages of a store.
 #[derive(Clone, Debug)]
 pub(super) struct Allocator {
@@ -111,6 +116,13 @@ impl Allocator {
     /// How many pages [`Allocator::take_page`] can still give.
     pub(super) fn free_pages(&self) -> u32 {
         self.pages.clear_count() - u32::from(!self.pages.contains(0))
+    }
+
+    /// How many of them new volumes and first writes may have. The others are kept for what gives
+    /// space back, for renames and attributes, and for the commit of what is dirty.
+    pub(super) fn spare_pages(&self) -> u32 {
+        let reserved = RESERVED_PAGES.min(self.pages.len() / PAGES_PER_RESERVED);
+        self.free_pages().saturating_sub(reserved)
     }
 
     pub(super) fn used_clusters(&self) -> &BitSet {

@@ -256,8 +256,15 @@ fn pages_wanted(volume: &mut Volume) -> usize {
         volume.blob.mapping = Mapping::Rle(volume.runs());
     }
     // Each extent page that is new or goes can cost the table two entries of eight bytes.
-    let table_growth = volume.dirty.len() / 200 + 1;
-    volume.dirty.len() + volume.blob.pages_needed() + table_growth
+    let table_growth = match &volume.blob.mapping {
+        Mapping::Table(table) if volume.dirty.is_empty() && table.clusters() == volume.clusters => {
+            0
+        }
+        Mapping::Table(_) => volume.dirty.len() / 200 + 1,
+        Mapping::Rle(_) => 0,
+    };
+    // The root has its page.
+    volume.dirty.len() + volume.blob.pages_needed() - 1 + table_growth
 }
 
 impl Plan {

@@ -260,7 +260,7 @@ impl<D: BlockDevice> Store<D> {
     /// A page for the root of a new volume, while there is one for its commit, too.
     pub(super) fn take_root(&self) -> Result<PageIndex, Error> {
         let mut state = self.state.borrow_mut();
-        if state.allocator.free_pages() < 2 {
+        if state.allocator.spare_pages() < 2 {
             return Err(Error::NoSpace { what: Resource::MetadataPage });
         }
         state.allocator.take_root_page()

@@ -3,7 +3,7 @@
 use lvolfs::lvol::format::ClearMethod;
 use lvolfs::lvol::{Error, NewRelative, NewVolume, Resource, VolumeInfo};
 use lvolfs::sim::SimChannel;
-use lvolfs::units::{BlobId, ByteCount};
+use lvolfs::units::{BlobId, ByteCount, ByteOffset, ClusterCount};
 
 use super::bench::{BLOCK, Bench, CLUSTER, Pool, assert_valid, disk};
 
@@ -126,5 +126,31 @@ fn a_snapshot_can_be_renamed_and_stays_read_only() {
         let snapshot = pool.volume("new").await;
         assert_eq!(pool.blocks(&snapshot).await[0], 7);
         assert!(pool.write(&snapshot, 0, 1, 8).await.is_err());
+    });
+}
+
+#[test]
+fn a_pool_that_takes_no_more_volumes_can_be_trimmed_and_closed() {
+    let bench = Bench::new();
+    let disk = disk();
+    bench.run(async {
+        let pool = bench.pool(disk.channel(&bench.reactor)).await;
+        let volume = pool.thin("volume", 3).await;
+        pool.write(&volume, 0, 3 * PER_CLUSTER as usize, 7).await.unwrap();
+        volume.flush().await.unwrap();
+        for number in 0.. {
+            let new = NewVolume::thin(&format!("filler {number}"), ByteCount(0));
+            if let Err(error) = pool.store.create_volume(new).await {
+                assert_eq!(error, NO_PAGE);
+                break;
+            }
+        }
+        volume.discard(ByteOffset(0), ByteCount(CLUSTER)).await.unwrap();
+        volume.flush().await.unwrap();
+        assert_eq!(volume.allocated_clusters(), ClusterCount(2));
+        pool.store.rename_volume(pool.id("volume"), "other").await.unwrap();
+        volume.discard(ByteOffset(CLUSTER), ByteCount(CLUSTER)).await.unwrap();
+        pool.store.close().await.unwrap();
+        assert_valid(&disk);
     });
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
+use uuid::Uuid;
 
 use super::check::{CheckStore, DumpStore};
 use super::device::DeviceVerb;
@@ -157,8 +158,8 @@ pub enum VolumeVerb {
     /// Rename a volume within its pool
     Rename {
         /// The volume
-        #[arg(value_name = "POOL/VOLUME", value_parser = VolumeName::parse)]
-        volume: VolumeName,
+        #[arg(value_name = "POOL/VOLUME|UUID", value_parser = VolumeReference::parse)]
+        volume: VolumeReference,
         /// Its name from now on, with or without the pool
         #[arg(value_name = "NAME")]
         new_name: String,
@@ -170,9 +171,36 @@ pub enum VolumeVerb {
     /// Delete a volume and its data; a snapshot's go to its only clone
     Delete {
         /// The volume
-        #[arg(value_name = "POOL/VOLUME", value_parser = VolumeName::parse)]
-        volume: VolumeName,
+        #[arg(value_name = "POOL/VOLUME|UUID", value_parser = VolumeReference::parse)]
+        volume: VolumeReference,
     },
+}
+
+/// A volume that is there; one whose name is no file's can be named by its UUID.
+#[derive(Clone, Debug)]
+pub enum VolumeReference {
+    /// By pool and name.
+    Name(VolumeName),
+    /// By UUID.
+    Uuid(Uuid),
+}
+
+impl VolumeReference {
+    fn parse(text: &str) -> Result<Self, crate::config::NameError> {
+        match Uuid::try_parse(text) {
+            Ok(uuid) => Ok(Self::Uuid(uuid)),
+            Err(_) => VolumeName::parse(text).map(Self::Name),
+        }
+    }
+}
+
+impl std::fmt::Display for VolumeReference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Name(name) => name.fmt(f),
+            Self::Uuid(uuid) => uuid.fmt(f),
+        }
+    }
 }
 
 /// A volume to create.
@@ -227,9 +255,18 @@ mod tests {
         };
         assert_eq!((create.volume.to_string(), create.size.get()), ("p/v".to_owned(), 32 << 20));
         assert!(!create.thick);
+        for name in ["p/v", "97ac8e56-4b4c-4d5e-9d6f-1c5b0a3c7b11"] {
+            let Verb::Volume(VolumeVerb::Rename { volume, .. }) =
+                parse(&format!("lvolfs volume rename {name} w")).unwrap().verb
+            else {
+                panic!("not a volume to rename")
+            };
+            assert_eq!(volume.to_string(), name);
+        }
         for line in [
             "lvolfs",
             "lvolfs frobnicate",
+            "lvolfs volume delete v",
             "lvolfs volume create p/v",
             "lvolfs volume create v 32MiB",
             "lvolfs volume create p/v 32MB",

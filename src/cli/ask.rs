@@ -7,10 +7,10 @@ use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 
 use super::UsageError;
-use super::arguments::{CreateVolume, PoolVerb, VolumeVerb};
+use super::arguments::{CreateVolume, PoolVerb, VolumeReference, VolumeVerb};
 use super::pretty;
 use super::table::{Table, duration, percent, size};
-use crate::config::{Config, DEFAULT_SOCKET, VolumeName};
+use crate::config::{Config, DEFAULT_SOCKET, VolumeName, check_name};
 use crate::control::status::{
     Counters, DeviceStatus, Health, PoolStatus, ReactorStatus, Status, VolumeStatus,
 };
@@ -127,8 +127,18 @@ impl Daemon {
                 Ok(done(json, &format!("{volume} has {} now", size.human())))
             }
             VolumeVerb::Rename { volume, new_name } => {
-                let new_name = name_in_pool(&volume, &new_name)?;
-                let renamed = format!("{volume} is {}/{new_name} now", volume.pool());
+                let (new_name, renamed) = match &volume {
+                    VolumeReference::Name(name) => {
+                        let new_name = name_in_pool(name, &new_name)?;
+                        let renamed = format!("{volume} is {}/{new_name} now", name.pool());
+                        (new_name, renamed)
+                    }
+                    VolumeReference::Uuid(_) => {
+                        check_name(&new_name)?;
+                        let renamed = format!("{volume} is named {new_name} now");
+                        (new_name, renamed)
+                    }
+                };
                 let rename = RenameLvol { old_name: volume.to_string(), new_name };
                 self.0.bdev_lvol_rename(&rename)?;
                 Ok(done(json, &renamed))

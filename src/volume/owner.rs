@@ -114,7 +114,9 @@ impl PoolOwner {
                 tracing::warn!(
                     pool = info.name,
                     volume = volume.name,
-                    "not shown as a file: the name cannot be a file's; rename the volume"
+                    uuid = volume.uuid.map(tracing::field::display),
+                    "not shown as a file: the name cannot be a file's; lvolfs volume rename UUID \
+                     NAME gives it another"
                 );
             }
             owner.add(&pool, &volume).await?;

@@ -196,8 +196,8 @@ impl PoolOwner {
     ///
     /// # Errors
     /// [`Error::PoolInUse`] if a volume is open, exported, has reservations or is the parent of
-    /// volumes of another pool: nothing is changed then. [`Error::Store`]; if the device failed half-way, the pool is closed all the same, and
-    /// opening it again tells what is left.
+    /// volumes of another pool: nothing is changed then. [`Error::Store`]; if the device failed
+    /// half-way, the pool is closed all the same, and opening it again tells what is left.
     pub async fn destroy(&self, pool: &Pool) -> Result<(), Error> {
         let _names = self.names.lock().await;
         let entries = self.directory.all_volumes(pool.key());

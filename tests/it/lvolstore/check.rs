@@ -12,7 +12,7 @@ use lvolfs::lvol::format::{
     VolumeName, blob_id, checksum, lvolstore, root_page,
 };
 use lvolfs::lvol::repair::undo::{Undo, UndoError};
-use lvolfs::lvol::repair::{ImageWrite, plan, plan as repair_plan};
+use lvolfs::lvol::repair::{ImageWrite, plan};
 use lvolfs::lvol::validate::{Finding, ImageRead, Parent, Report, Severity, Volume, validate};
 use lvolfs::lvol::{Error, ReadOnlyReason};
 use lvolfs::sim::{SimDisk, SimOptions};
@@ -433,17 +433,17 @@ fn what_is_given_up_is_gone_and_nothing_else() {
         let before = scene.report();
         let thick = before.volume("thick").unwrap();
         let (blob, clusters) = (thick.blob, thick.allocated.0);
-        let give_up = |blobs: &[BlobId]| repair_plan(&scene.image, NOTHING, blobs);
+        let give_up = |blobs: &[BlobId]| plan(&scene.image, NOTHING, blobs);
         let refused = give_up(&[blob]);
         assert!(matches!(refused, Err(CheckError::NotDamaged { blob: b }) if b == blob), "{name}");
         scene.change(scene.place(root_page(blob).unwrap()) + 100, |byte| *byte ^= 1);
         let damaged = scene.image.clone();
-        let plan = give_up(&[blob]).unwrap();
-        let undo = Undo::of(&scene.image, &plan).unwrap();
+        let repair = give_up(&[blob]).unwrap();
+        let undo = Undo::of(&scene.image, &repair).unwrap();
 
         let recorder = Recorder { image: &damaged, steps: RefCell::new(vec![Vec::new()]) };
-        plan.carry_out(&recorder).unwrap();
-        plan.carry_out(&scene.image).unwrap();
+        repair.carry_out(&recorder).unwrap();
+        repair.carry_out(&scene.image).unwrap();
         assert_eq!(codes(&scene.image, NOTHING), (Verdict::Clean, vec![]), "{name}");
         let after = scene.report();
         assert_eq!(after.free_clusters.0, before.free_clusters.0 + clusters, "{name}");
@@ -458,8 +458,8 @@ fn what_is_given_up_is_gone_and_nothing_else() {
             for seed in 0..6 {
                 let what = format!("{name}: step {whole}, seed {seed}");
                 let image = cut(&damaged, &steps, whole, PAGE, seed);
-                let again = repair_plan(&image, NOTHING, &[blob]);
-                let again = again.or_else(|_| repair_plan(&image, NOTHING, &[]));
+                let again = plan(&image, NOTHING, &[blob]);
+                let again = again.or_else(|_| plan(&image, NOTHING, &[]));
                 again.unwrap().carry_out(&image).unwrap();
                 assert_eq!(codes(&image, NOTHING), (Verdict::Clean, vec![]), "{what}");
                 assert_eq!(
